@@ -1,0 +1,155 @@
+"""The door: parses the command line and imports nothing that the command does not need."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from alignlab import __version__
+from alignlab.errors import AlignlabError
+
+EPILOG = """\
+overrides are Hydra's: group=option chooses a file of conf/, path.to.key=value sets a field.
+
+  alignlab plan pipeline=compare                       what would run, and what it costs
+  alignlab run  pipeline=preference objective=ipo      SFT, annotation, IPO, evaluation
+  alignlab run  -m objective=dpo,ipo seed=0,1,2        a sweep: shared stages are trained once
+  alignlab run  data.path=pairs.jsonl backbone=smollm2 your own data
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a user's mistake is one message, no traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser, commands = _parsers()
+    if not words or words[0] not in commands:
+        parser.parse_args(words)  # --help, --version, or a refusal with the list of commands
+        parser.print_help()
+        return 2
+    # Intermixed: `alignlab run seed=0 -m objective=dpo,ipo` has overrides on both sides of -m.
+    parsed = commands[words[0]].parse_intermixed_args(words[1:])
+    try:
+        return int(parsed.call(parsed) or 0)
+    except AlignlabError as error:
+        print(f"alignlab: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("alignlab: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output is gone, as with `| head`
+        sys.stderr.close()
+        return 141
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog="alignlab",
+        description="The comparison lab for alignment pipelines.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"alignlab {__version__}")
+    group = parser.add_subparsers(metavar="command", required=True)
+    commands: dict[str, argparse.ArgumentParser] = {}
+
+    def command(
+        name: str, text: str, call: Callable[[argparse.Namespace], int | None]
+    ) -> argparse.ArgumentParser:
+        commands[name] = group.add_parser(name, help=text, description=text)
+        commands[name].set_defaults(call=call)
+        return commands[name]
+
+    run = command("run", "compose, plan, and run what is not done", _run)
+    _overrides(run)
+    plan = command("plan", "the same without running: stages, keys, cached or not, cost", _plan)
+    _overrides(plan)
+    plan.add_argument("--json", action="store_true", help="one JSON object")
+    report = command(
+        "report", "tables, intervals and figures of a study, as a static page", _report
+    )
+    report.add_argument("study", help="its name, as `alignlab run` printed it")
+    report.add_argument("--open", action="store_true", help="open the page in a browser")
+    runs = command("runs", "what is in the store", _runs)
+    runs.add_argument(
+        "action",
+        choices=("ls", "show", "gc", "prune"),
+        help="list; show one; gc: unfinished runs nobody works on; prune: runs no study names",
+    )
+    runs.add_argument("run", nargs="?", help="for show: name or key of a run, or its beginning")
+    runs.add_argument("--yes", action="store_true", help="gc, prune: delete what is listed")
+    reproduce = command("reproduce", "the same run again from its record; say what differs", _again)
+    reproduce.add_argument("run", help="name or key of a run, or its beginning")
+    export = command("export", "an ordinary Hugging Face folder of a run's model", _export)
+    export.add_argument("run", help="name or key of a run, or its beginning")
+    export.add_argument("--to", required=True, metavar="DIR", help="a new or empty folder")
+    export.add_argument("--merge", action="store_true", help="put a LoRA adapter into its base")
+    chat = command("chat", "talk to a policy", _chat)
+    chat.add_argument("run", help="name or key of a run, or its beginning")
+    chat.add_argument("--temperature", type=float, default=0.8, help="0 = greedy (default 0.8)")
+    chat.add_argument("--top-p", type=float, default=0.95, help="nucleus (default 0.95)")
+    chat.add_argument("--max-tokens", type=int, default=128, help="per answer (default 128)")
+    chat.add_argument("--seed", type=int, default=0)
+    command("doctor", "versions, devices, W&B, store; exit 1 if something is wrong", _doctor)
+    return parser, commands
+
+
+def _overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", help="group=option or path.to.key=value")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="sweep over values given as a,b or range(3)"
+    )
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from alignlab.commands.study import run
+
+    return run(parsed.overrides, multirun=parsed.multirun)
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from alignlab.commands.study import plan
+
+    return plan(parsed.overrides, multirun=parsed.multirun, as_json=parsed.json)
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from alignlab.commands.study import report
+
+    return report(parsed.study, open_it=parsed.open)
+
+
+def _runs(parsed: argparse.Namespace) -> int:
+    from alignlab.commands.runs import act
+
+    return act(parsed.action, parsed.run, delete=parsed.yes)
+
+
+def _again(parsed: argparse.Namespace) -> int:
+    from alignlab.commands.reproduce import reproduce
+
+    return reproduce(parsed.run)
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from alignlab.commands.models import export
+
+    return export(parsed.run, parsed.to, merge=parsed.merge)
+
+
+def _chat(parsed: argparse.Namespace) -> int:
+    from alignlab.commands.models import chat
+
+    return chat(
+        parsed.run,
+        temperature=parsed.temperature,
+        top_p=parsed.top_p,
+        max_tokens=parsed.max_tokens,
+        seed=parsed.seed,
+    )
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from alignlab.commands.doctor import doctor
+
+    return doctor()

@@ -1,0 +1,1 @@
+"""Data: sources, formats, prompt groups, tokenisation, the gate and packing."""

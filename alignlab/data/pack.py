@@ -1,0 +1,107 @@
+"""From token groups to the padding-free flat batch, and from sizes to micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from alignlab.data.group import TokenGroup
+from alignlab.errors import DataError
+from alignlab.tensors import FlatBatch, GroupSpan
+
+
+def group_tokens(group: TokenGroup) -> int:
+    """Tokens that the group adds to a flat batch: its prompt once, and every completion."""
+    return len(group.prompt) + sum(map(len, group.completions))
+
+
+def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Bins of item indices whose sizes add up to at most ``budget``: first-fit decreasing.
+
+    An item larger than the budget gets a bin of its own. Deterministic: items of equal size are
+    placed by index; bins come in order of creation, the largest item first, indices ascending.
+    """
+    if budget < 1:
+        raise ValueError(f"The token budget must be positive, not {budget}.")
+    values = np.asarray(sizes, dtype=np.int64)
+    free = np.zeros(len(values), dtype=np.int64)  # room left; bins beyond `len(bins)` are not open
+    bins: list[list[int]] = []
+    for item in np.argsort(-values, kind="stable").tolist():
+        size = int(values[item])
+        fits = free[: len(bins)] >= size
+        target = int(fits.argmax()) if fits.any() else len(bins)
+        if target == len(bins):
+            bins.append([])
+            free[target] = max(budget, size)
+        bins[target].append(item)
+        free[target] -= size
+    return [sorted(members) for members in bins]
+
+
+def flatten(groups: Sequence[TokenGroup]) -> FlatBatch:
+    """Lay groups out as ``prompt₁ c₁₁ c₁₂ … prompt₂ c₂₁ …``, on the CPU.
+
+    The predictor of a completion's first token is the last token of its prompt; positions of every
+    completion continue from the prompt's end. Groups without completions are prompts only.
+
+    Raises:
+        DataError: an empty prompt or an empty completion, which has no token to predict.
+    """
+    import torch
+
+    if not groups:
+        raise ValueError("flatten needs at least one group.")
+    segments: list[np.ndarray] = []
+    is_prompt: list[bool] = []
+    for group in groups:
+        segments.append(group.prompt)
+        segments.extend(group.completions)
+        is_prompt.append(True)
+        is_prompt.extend([False] * len(group.completions))
+    length = np.fromiter(map(len, segments), np.int64, len(segments))
+    prompt = np.array(is_prompt)
+    group_of = np.cumsum(prompt) - 1  # (segments,) group of each segment
+    if (length == 0).any():
+        group = groups[int(group_of[int((length == 0).argmax())])]
+        raise DataError(
+            f"Row {group.row} (id {group.id!r}) has an empty prompt or completion after "
+            "tokenisation. Raise max_completion or drop the row; `alignlab data check` lists all."
+        )
+    end = np.cumsum(length)
+    start = end - length
+    prompt_end = end[prompt][group_of]  # (segments,) where the prompt of each segment ends
+    prompt_length = length[prompt][group_of]
+    input_ids = np.concatenate(segments).astype(np.int64)
+    index = np.arange(len(input_ids))
+    within = index - np.repeat(start, length)
+    position = within + np.repeat(np.where(prompt, 0, prompt_length), length)
+
+    target = np.flatnonzero(np.repeat(~prompt, length))  # (N,) index into T of every target
+    predictor = np.where(within == 0, np.repeat(prompt_end, length), index)[target] - 1
+    completion_length = length[~prompt]
+    tensor = torch.from_numpy
+    return FlatBatch(
+        input_ids=tensor(input_ids),
+        position_ids=tensor(position),
+        predictor_index=tensor(predictor),
+        target_ids=tensor(input_ids[target]),
+        target_completion=tensor(np.repeat(np.arange(len(completion_length)), completion_length)),
+        end_index=tensor(end[~prompt] - 1),
+        lengths=tensor(completion_length),
+        completion_group=tensor(group_of[~prompt]),
+        rows=tensor(np.fromiter((group.row for group in groups), np.int64, len(groups))),
+        spans=_spans(start.tolist(), end.tolist(), is_prompt),
+    )
+
+
+def _spans(start: list[int], end: list[int], is_prompt: list[bool]) -> tuple[GroupSpan, ...]:
+    prompts: list[tuple[int, int]] = []
+    completions: list[list[tuple[int, int]]] = []
+    for first, last, prompt in zip(start, end, is_prompt, strict=True):
+        if prompt:
+            prompts.append((first, last))
+            completions.append([])
+        else:
+            completions[-1].append((first, last))
+    return tuple(GroupSpan(p, tuple(c)) for p, c in zip(prompts, completions, strict=True))

@@ -1,0 +1,93 @@
+"""Dialogues as plain text with turns of Human: and Assistant: (HH-RLHF), and as messages."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Literal
+
+from alignlab.data.group import Message, PromptGroup, Text
+from alignlab.errors import DataError
+
+Style = Literal["as_is", "text", "messages"]
+
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_ROLE = {"Human": "user", "Assistant": "assistant"}
+_SPEAKER = {"user": "Human", "assistant": "Assistant"}
+
+
+def is_transcript(text: str) -> bool:
+    """Whether the text opens with a human's turn and has an assistant's turn."""
+    names = _TURN.findall(text)
+    return text.lstrip().startswith("Human:") and "Assistant" in names
+
+
+def split_pair(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Return (prompt, chosen, rejected) of two transcripts: the prompt is their common turns.
+
+    It ends with "Assistant:" before the first turn that differs; where a human's turn is the first
+    to differ, before the assistant's turn that precedes it.
+    """
+    first, second = _turns(chosen), _turns(rejected)
+    same = 0
+    while same < min(len(first), len(second)) and first[same][1:] == second[same][1:]:
+        same += 1
+    same = min(same, len(first) - 1, len(second) - 1)
+    while same >= 0 and first[same][1] != "Assistant":
+        same -= 1
+    if same < 0:
+        raise DataError(
+            "'chosen' and 'rejected' have no common prompt that an assistant answers. "
+            "Give the prompt in a field 'prompt'."
+        )
+    end = first[same][0]
+    return chosen[:end], chosen[end:], rejected[end:]
+
+
+def _turns(text: str) -> list[tuple[int, str, str]]:
+    """(start of the text after the colon, speaker, text) of every turn."""
+    marks = list(_TURN.finditer(text))
+    ends = [m.start() for m in marks[1:]] + [len(text)]
+    return [(m.end(), m[1], text[m.end() : e]) for m, e in zip(marks, ends, strict=True)]
+
+
+def with_style(group: PromptGroup, style: Style) -> PromptGroup:
+    """Return the group as plain text or as messages, whatever it was; ``as_is`` keeps it.
+
+    Plain text becomes one user message and its answer, a transcript its turns; messages become a
+    transcript whose prompt ends with "Assistant:".
+    """
+    if style == "messages" and isinstance(group.prompt, str):
+        prompt = _to_messages(group.prompt)
+        answers = tuple(_answer_messages(str(c)) for c in group.completions)
+        return replace(group, prompt=prompt, completions=answers)
+    if style == "text" and not isinstance(group.prompt, str):
+        text = _to_text(group.prompt) + "\n\nAssistant:"
+        return replace(group, prompt=text, completions=tuple(map(_answer_text, group.completions)))
+    return group
+
+
+def _to_messages(prompt: str) -> tuple[Message, ...]:
+    if not is_transcript(prompt):
+        return ({"role": "user", "content": prompt.strip()},)
+    messages = tuple({"role": _ROLE[name], "content": t.strip()} for _, name, t in _turns(prompt))
+    last = messages[-1]
+    return messages[:-1] if last["role"] == "assistant" and not last["content"] else messages
+
+
+def _answer_messages(answer: str) -> tuple[Message, ...]:
+    turns = _turns("\n\nAssistant:" + answer)
+    return tuple({"role": _ROLE[name], "content": text.strip()} for _, name, text in turns)
+
+
+def _to_text(messages: tuple[Message, ...]) -> str:
+    return "".join(
+        f"\n\n{_SPEAKER[m['role']]}: {m['content']}" if m["role"] in _SPEAKER else m["content"]
+        for m in messages
+    )
+
+
+def _answer_text(answer: Text) -> str:
+    if isinstance(answer, str):
+        return " " + answer
+    return _to_text(answer).removeprefix("\n\nAssistant:")

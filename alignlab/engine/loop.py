@@ -1,0 +1,160 @@
+"""The one training loop: every stage that trains hands it a ``Work`` and reads the metrics.
+
+A step is: the work gives micro-batches; each goes forward and backward inside the view it trains;
+gradients are summed over the processes, clipped, and applied. What a step computes is a function of
+(seed, step, weights), so a run that is killed and continued ends in the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from alignlab.engine import checkpoint
+from alignlab.engine.distributed import Engine
+from alignlab.engine.metrics import Metrics
+from alignlab.engine.optimizer import Optimizer, clip
+from alignlab.engine.progress import Progress
+from alignlab.engine.state import TrainState
+from alignlab.engine.stopping import EarlyStopping, StopSignals
+from alignlab.engine.work import Evaluate, Micro, TrainResult, Work
+from alignlab.errors import ConfigError, Interrupted, TrainingError
+
+if TYPE_CHECKING:
+    from alignlab.models.backbone import Backbone
+    from alignlab.run import Run
+
+__all__ = ["Micro", "TrainResult", "Work", "train"]
+
+
+def train(
+    work: Work,
+    backbone: Backbone,
+    views: Sequence[str],
+    *,
+    optimizer: Optimizer,
+    steps: int,
+    run: Run,
+    engine: Engine,
+    seed: int,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 0,
+    early_stopping: EarlyStopping | None = None,
+) -> TrainResult:
+    """Train ``views`` of ``backbone`` for ``steps`` steps, or continue the run's checkpoint.
+
+    Afterwards the backbone holds the weights to save: the best ones under early stopping, else the
+    moving average if there is one, else the last. Metrics go to ``run`` under the 1-based step.
+
+    Raises:
+        ConfigError: early stopping without evaluations, or on a metric they do not give.
+        Interrupted: SIGTERM, SIGINT or SIGUSR1 came; a checkpoint of the last step is saved.
+        TrainingError: a loss or a gradient is not finite.
+    """
+    if early_stopping and not (evaluate and evaluate_every):
+        raise ConfigError("early_stopping needs evaluations: set evaluate_every above 0.")
+    workers = engine.workers()
+    checkpoint.seed_all(seed, workers.rank)
+    state = TrainState(work, backbone, views, optimizer, early_stopping, workers)
+    first = state.resume(run) + 1
+    saved = time.monotonic()
+    name = run.path.name
+    shown = engine.progress and workers.is_main
+    with StopSignals() as stop, Progress(name, steps, start=first - 1, shown=shown) as progress:
+        for step in range(first, steps + 1):
+            if state.stopped:
+                break
+            rate = optimizer.set_rate(state.optimizer, step, steps)
+            _step(work, backbone, state, run, step, optimizer.max_grad_norm)
+
+            if evaluate and evaluate_every and step % evaluate_every == 0:
+                state.evaluate(evaluate, run)
+            logged = None
+            if step % engine.log_every == 0 or step == steps or state.stopped:
+                logged = state.log(run, {"learning_rate": rate})
+            progress.update(step, logged)
+
+            elapsed = time.monotonic() - saved
+            # All processes must agree, whoever got the signal and whichever clock is ahead.
+            number, due = workers.highest(
+                stop.number, int(elapsed >= engine.checkpoint_every_seconds and step < steps)
+            )
+            if number or due:
+                state.save(run, engine)
+                saved = time.monotonic()
+            if number:
+                raise _interrupted(number, step, steps)
+    return state.result()
+
+
+def _step(
+    work: Work, backbone: Backbone, state: TrainState, run: Run, step: int, max_norm: float | None
+) -> None:
+    """Do optimizer step ``step``, or raise before anything has changed."""
+    began = time.perf_counter()
+    workers = state.workers
+    backbone.train_mode(False)
+    micros = work.micros(step)
+    backbone.train_mode(True)
+    losses, metrics = [], Metrics()
+    for micro in micros:
+        with backbone.view(micro.view) as view:  # open until the backward is done
+            loss, measured = work.loss(view, micro)
+            workers.backward(loss)
+        losses.append(loss.detach())
+        metrics.add(measured)
+    workers.sum_gradients_(state.parameters)
+    norm = clip(state.parameters, max_norm)
+    # The step's one transfer from the device; nothing is applied before it is known to be sound.
+    values = torch.stack([x.float().to(workers.device) for x in (norm, *losses)]).tolist()
+    state.measure(metrics, losses=values[1:], norm=values[0])
+    [broken] = workers.highest(int(not all(map(math.isfinite, values))))
+    if broken:
+        raise _not_finite(state, run, step, micros, metrics, values)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.finish_step(step, metrics, sum(m.tokens for m in micros), time.perf_counter() - began)
+
+
+def _not_finite(
+    state: TrainState,
+    run: Run,
+    step: int,
+    micros: Sequence[Micro],
+    metrics: Metrics,
+    values: Sequence[float],
+) -> TrainingError:
+    """Log what is known up to here, and name the micro-batch to look at."""
+    last = state.log(run, {}) if state.step > state.logged else state.last_line
+    state.step, state.metrics = step, metrics
+    state.log(run, {})
+    bad = [m.label for m, x in zip(micros, values[1:], strict=True) if not math.isfinite(x)]
+    bad = [label for part in state.workers.gather(bad) for label in part]
+    if bad:
+        what = f"The loss of micro-batch {bad[0]} is not finite"
+    else:
+        labels = [x for part in state.workers.gather([m.label for m in micros]) for x in part]
+        what = f"The gradient norm is {values[0]} (micro-batches {', '.join(labels)})"
+    return TrainingError(
+        f"{what} at step {step}; the weights are still those of step {step - 1}. "
+        f"Last metrics: {_listed(last) or 'none yet'}. Try a lower learning rate or a longer "
+        "warm-up, and look at that batch."
+    )
+
+
+def _listed(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _interrupted(number: int, step: int, steps: int) -> Interrupted:
+    name = signal.Signals(number).name
+    return Interrupted(
+        f"Stopped by {name} after step {step} of {steps}; a checkpoint is saved, and the same "
+        "command continues it.",
+        number,
+    )

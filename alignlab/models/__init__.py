@@ -1,0 +1,1 @@
+"""Models: one backbone, its views, and the padding-free forward pass."""

@@ -1,0 +1,270 @@
+"""One backbone, many views: policy, reference, reward and value of a stage.
+
+With an adapter rank the views are adapters on a single frozen base, so memory is one base whatever
+their number; without one they are separate models. A view is active from the start of its forward
+pass to the end of its backward pass, and views do not nest: with gradient checkpointing a switch in
+between would recompute with the wrong adapter and give wrong gradients without an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from alignlab.errors import ConfigError, did_you_mean
+from alignlab.models.adapters import CONFIG as ADAPTER_CONFIG
+from alignlab.models.adapters import AdapterBodies
+from alignlab.models.copies import CopyBodies
+from alignlab.models.heads import FILE as HEAD_FILE
+from alignlab.models.heads import ScalarHead
+from alignlab.models.layout import Layout, layout_for
+from alignlab.models.load import BackboneConfig, resolve, set_modes
+from alignlab.models.memory import parameter_count
+from alignlab.models.view import View, autocast
+from alignlab.models.weights import compute_dtype, load_model, store, weights_sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+VIEW_FILE = "view.json"
+
+
+class Backbone:
+    """A base model and the views on it. Use `load`, then `add`, then ``with view(name)``."""
+
+    def __init__(
+        self, config: BackboneConfig, cache: Path, device: torch.device | str, seed: int
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self._cache = cache
+        self._seed = seed
+        self._heads: dict[str, ScalarHead] = {}
+        self._trainable: dict[str, bool] = {}
+        self._active: str | None = None
+        self._training = False
+
+    @classmethod
+    def load(
+        cls,
+        config: BackboneConfig,
+        cache: Path,
+        device: torch.device | str = "cpu",
+        *,
+        base: Path | None = None,
+        seed: int = 0,
+    ) -> Backbone:
+        """Open the base model that ``config`` names, or the model folder ``base`` in its place.
+
+        ``seed`` and a view's name fix the start of its adapter and scalar head.
+
+        Raises:
+            ConfigError: no such model, or a forced layout that does not fit it.
+        """
+        backbone = cls(config, cache, device, seed)
+        folder = base or resolve(config.path, cache, config.revision)
+        backbone._open(str(base or config.path), folder)
+        return backbone
+
+    def _open(self, name: str, folder: Path) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"{folder} is not a whole model (no config.json); merge it first.")
+        self._base_name, self._folder = name, folder
+        self.__dict__.pop("base_sha256", None)
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        self.model_config = AutoConfig.from_pretrained(folder)
+        self.layout = self._choose_layout()
+        parameters = parameter_count(folder)
+        self.dtype = compute_dtype(self.config.dtype, self.device, parameters)
+        self._bodies: AdapterBodies | CopyBodies
+        if self.config.adapter.rank is None:
+            self._bodies = CopyBodies(folder, self._read, lambda m: store(m, self.dtype))
+        else:
+            model = self._read(folder, False)
+            self._bodies = AdapterBodies(model, self.config.adapter, name)
+
+    def _choose_layout(self) -> tuple[Layout, str]:
+        wanted = self.config.layout
+        if wanted == "padded":
+            return "padded", "as configured"
+        layout, reason = layout_for(self.model_config)
+        if wanted == "grouped" and layout != "grouped":
+            raise ConfigError(f"backbone.layout=grouped does not fit: {reason}. Use layout=auto.")
+        return layout, reason
+
+    def _read(self, folder: Path, trainable: bool) -> PreTrainedModel:
+        model = load_model(folder, self.device, self.dtype, self.layout[0], trainable=trainable)
+        if self.config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views, in the order they were added."""
+        return tuple(self._trainable)
+
+    @property
+    def dtype_name(self) -> str:
+        """Number format of the matrix products, as the run record names it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @cached_property
+    def base_sha256(self) -> str:
+        """Hash of the base model's weight files."""
+        return weights_sha256(self._folder)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a view ``name``."""
+        return name in self._trainable
+
+    def add(
+        self, name: str, *, source: Path | None, trainable: bool, head: bool = False
+    ) -> None:
+        """Add a view: a copy of the model folder ``source`` of a run, or the base as it is.
+
+        Args:
+            head: with a scalar head, the one in ``source`` if it has one, else a fresh one.
+
+        Raises:
+            ConfigError: ``source`` belongs to another base model than the views that are there.
+        """
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or self.has(name):
+            raise ValueError(f"A view needs a new name of small letters, not {name!r}.")
+        self._refuse_while_active("add")
+        own = self._prepare(source) if source else None
+        digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "little")
+        self._bodies.add(name, own, trainable=trainable, seed=seed)
+        self._trainable[name] = trainable
+        if head:
+            hidden = self.model_config.get_text_config().hidden_size
+            scalar = ScalarHead(hidden, torch.Generator().manual_seed(seed))
+            if source and (source / HEAD_FILE).is_file():
+                scalar.load(source)
+            self._heads[name] = scalar.to(self.device).requires_grad_(trainable)
+
+    def _prepare(self, source: Path) -> Path | None:
+        """Make the base the one that ``source`` needs; returns what its body is then read from."""
+        file = source / VIEW_FILE
+        made = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        is_adapter = (source / ADAPTER_CONFIG).is_file()
+        if not is_adapter and self._bodies.mode == "lora":  # fresh adapters on a full model
+            if weights_sha256(source) != self.base_sha256:
+                self._change_base(str(source), source, source)
+            return None
+        if is_adapter and made.get("base_sha256", self.base_sha256) != self.base_sha256:
+            self._change_base(made["base"], resolve(made["base"], self._cache), source)
+            if made["base_sha256"] != self.base_sha256:
+                raise ConfigError(f"{source}: its base model {made['base']} has changed since.")
+        elif not self.views and (source / "tokenizer_config.json").is_file():
+            from transformers import AutoTokenizer
+
+            self.tokenizer = AutoTokenizer.from_pretrained(source)
+        return source
+
+    def _change_base(self, name: str, folder: Path, source: Path) -> None:
+        if self.views:
+            raise ConfigError(
+                f"{source} was trained on the base model {name}, but this stage already uses "
+                f"{self._base_name}; one backbone cannot serve both. Train all of a stage's inputs "
+                "from one base, or set adapter=full."
+            )
+        self._open(name, folder)
+
+    @contextmanager
+    def view(self, name: str) -> Iterator[View]:
+        """Activate ``name`` until the block ends, backward pass included.
+
+        Raises:
+            RuntimeError: inside the block of a view.
+        """
+        self._known(name)
+        self._refuse_while_active(f"view({name!r})")
+        model = self._bodies.activate(name)
+        model.train(self._training and self._trainable[name])
+        self._active = name
+        try:
+            with autocast(self.device, self.dtype):
+                yield View(
+                    name, model, self._heads.get(name), layout=self.layout[0], dtype=self.dtype
+                )
+        finally:
+            self._active = None
+
+    def train_mode(self, on: bool) -> None:
+        """Turn dropout and gradient checkpointing of trainable views on or off (at first: off)."""
+        self._refuse_while_active("train_mode")
+        self._training = on
+
+    def trainable_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """Trained parameters of a view by name, its scalar head's as ``head.…``."""
+        self._known(name)
+        found = self._bodies.parameters(name)
+        if name in self._heads and self._trainable[name]:
+            head = self._heads[name].named_parameters()
+            found = found | {f"head.{key}": parameter for key, parameter in head}
+        return found
+
+    def parameter_counts(self, name: str) -> tuple[int, int]:
+        """Parameters that the view computes with, and how many of them are trained."""
+        self._known(name)
+        head = self._heads[name].parameters() if name in self._heads else ()
+        total = self._bodies.count(name) + sum(p.numel() for p in head)
+        return total, sum(p.numel() for p in self.trainable_parameters(name).values())
+
+    def set_normalization(self, name: str, mean: float, std: float) -> None:
+        """Rescale a view's scores: those with this mean and deviation get mean 0, deviation 1."""
+        self._known(name)
+        self._heads[name].normalize(mean, std)
+
+    def copy(self, source: str, target: str) -> None:
+        """Set the weights of view ``target`` to those of ``source`` (heads too, if both have one)."""
+        self._known(source)
+        self._known(target)
+        self._bodies.copy(source, target)
+        if source in self._heads and target in self._heads:
+            self._heads[target].load_state_dict(self._heads[source].state_dict())
+
+    def save(self, name: str, folder: Path) -> None:
+        """Write the view as an ordinary model or peft folder, with head, tokenizer, view.json."""
+        self._known(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._bodies.save(name, folder)
+        self.tokenizer.save_pretrained(folder)
+        if name in self._heads:
+            self._heads[name].save(folder)
+        facts: dict[str, Any] = {
+            "mode": self._bodies.mode,
+            "base": self._base_name,
+            "base_sha256": self.base_sha256,
+            "head": name in self._heads,
+        }
+        (folder / VIEW_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        set_modes(folder)
+
+    def drop(self, name: str) -> None:
+        """Free a view."""
+        self._known(name)
+        self._refuse_while_active("drop")
+        self._bodies.drop(name)
+        self._heads.pop(name, None)
+        del self._trainable[name]
+
+    def _known(self, name: str) -> None:
+        if name not in self._trainable:
+            raise KeyError(f"No view {name!r}.{did_you_mean(name, self.views)}")
+
+    def _refuse_while_active(self, call: str) -> None:
+        if self._active is not None:
+            raise RuntimeError(f"{call} inside the view {self._active!r}: views do not nest.")

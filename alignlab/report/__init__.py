@@ -1,0 +1,1 @@
+"""Reports: from run folders to tables, intervals, figures and one page."""

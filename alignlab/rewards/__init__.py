@@ -1,0 +1,1 @@
+"""Scores of completions: lexicon, classifier, verifier, learned run, mixtures, annotators."""

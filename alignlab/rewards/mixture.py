@@ -1,0 +1,60 @@
+"""A weighted sum of rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from alignlab.errors import ConfigError
+from alignlab.rewards.reward import Reward, fingerprint
+from alignlab.spec import Spec, build
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted:
+    """One term of a mixture."""
+
+    reward: Spec
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Σ_i w_i r_i(x, y): rewards on their own scales, so choose weights with those in mind."""
+
+    terms: tuple[Weighted, ...]
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ConfigError("A mixture of rewards needs at least one term.")
+
+    @cached_property
+    def rewards(self) -> tuple[Reward, ...]:
+        """The rewards of the terms."""
+        return tuple(build(term.reward) for term in self.terms)
+
+    @property
+    def name(self) -> str:
+        """Short name for tables, such as ``1*vader+0.5*length_30``."""
+        pairs = zip(self.terms, self.rewards, strict=True)
+        return "+".join(f"{term.weight:g}*{reward.name}" for term, reward in pairs)
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        meta: Sequence[Mapping[str, Any]],
+    ) -> np.ndarray:
+        """Score every completion, float32 (R,); the sum is made in float64."""
+        total = np.zeros(len(completions), dtype=np.float64)
+        for term, reward in zip(self.terms, self.rewards, strict=True):
+            total += term.weight * reward.score(prompts, completions, meta).astype(np.float64)
+        return total.astype(np.float32)
+
+    def fingerprint(self) -> str:
+        """Hash of the weights and of the terms' own fingerprints."""
+        return fingerprint(self, 1, *(reward.fingerprint() for reward in self.rewards))

@@ -1,0 +1,1 @@
+"""Sampling completions from a policy, with the log-probabilities they were sampled at."""

@@ -1,0 +1,1 @@
+"""Stages: frozen hyperparameters plus one verb each."""

@@ -1,0 +1,211 @@
+"""Evaluation: score a policy's own samples with rewards that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from alignlab.errors import ConfigError
+from alignlab.models.load import BackboneConfig
+from alignlab.rollout.sampling import Sampling
+from alignlab.spec import Spec, build
+from alignlab.stages.stage import POLICY_KINDS, Estimate, Role, Stage
+from alignlab.typed import Range
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from torch import Tensor
+
+    from alignlab.data.group import PromptGroup, TokenGroup
+    from alignlab.data.template import Tokenization
+    from alignlab.engine.distributed import Engine
+    from alignlab.models.backbone import Backbone
+    from alignlab.rollout.rollout import Rollout
+    from alignlab.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """Gold, audit and proxy reward, KL to the reference, length and forgetting on held-out prompts.
+
+    The KL is the mean of log π(y|x) − log π_ref(y|x) over the policy's own samples, in nats per
+    sequence, unclamped, at the sampling temperature. ``best_of`` > 1 samples that many completions
+    per prompt and keeps the one with the highest proxy reward; its KL is at most log n − (n−1)/n.
+    """
+
+    kind: ClassVar[str] = "evaluate"
+    roles: ClassVar[Mapping[str, Role]] = {
+        "policy": Role((*POLICY_KINDS, "pretrain")),
+        "reference": Role(("sft", "pretrain")),
+        "reward": Role(("reward",), optional=True),
+    }
+
+    backbone: BackboneConfig
+    data: Spec
+    gold: Spec
+    audit: Spec | None
+    max_prompt: Annotated[int, Range(min=1)]
+    max_completion: Annotated[int, Range(min=1)]
+    split: Literal["validation", "test"]
+    prompts: Annotated[int, Range(min=1)]
+    samples: Annotated[int, Range(min=1)]
+    best_of: Annotated[int, Range(min=1)]
+    sampling: Sampling
+
+    def validate(self) -> None:
+        """Best-of-n selects by the proxy reward, so it needs one."""
+        if self.best_of > 1 and "reward" not in self.inputs:
+            raise ConfigError("inputs.reward is missing: best_of > 1 selects by a reward run.")
+
+    def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
+        """Write one row per sample to ``samples.jsonl`` and the means to the record."""
+        from alignlab.data.template import Tokenization
+        from alignlab.rollout.rollout import sample_rollout
+        from alignlab.stages.session import open_backbone
+
+        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
+        backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
+        tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
+        groups = build(self.data).load(self.split)[: self.prompts]
+        prompts = tokenization.prompts(groups)
+        with backbone.view("policy") as view:
+            rollout = sample_rollout(
+                view,
+                prompts,
+                tokenization,
+                self.sampling,
+                self.samples * self.best_of,
+                self.seed,
+                step=0,
+            )
+        proxy = self.proxy(backbone, inputs.get("reward"), rollout, engine)
+        kept = list(range(len(groups) * self.samples * self.best_of))
+        if self.best_of > 1 and proxy is not None:
+            kept = best_indices(proxy, self.best_of)
+        rows = self.rows(groups, rollout, kept, proxy, self.log_ratio(backbone, rollout, engine))
+        (run.path / "samples.jsonl").unlink(missing_ok=True)  # of an interrupted attempt
+        for row in rows:
+            run.sample(row)
+        summary = means(rows, ("gold", "audit", "proxy", "kl", "tokens", "finished"))
+        summary["reference_nll"] = self.forgetting(backbone, groups, tokenization, engine)
+        policy = inputs["policy"].record
+        run.update_record(
+            label=self.label or policy.get("label") or inputs["policy"].kind,
+            best_of=self.best_of,
+            policy=inputs["policy"].path.name,
+            reference=inputs["reference"].path.name,
+            prompts=len(groups),
+            completions=len(rollout.finished),
+            tokens_sampled=rollout.tokens,
+            gold={"target": self.gold.target, **dict(self.gold.arguments)},
+            summary=summary,
+        )
+        run.log(0, {k: v for k, v in summary.items() if v is not None}, split="summary")
+
+    def proxy(
+        self, backbone: Backbone, reward: Run | None, rollout: Rollout, engine: Engine
+    ) -> np.ndarray | None:
+        """Scores of the learned reward that the online methods were trained on, if there is one."""
+        if reward is None:
+            return None
+        from alignlab.stages.online import Scorer
+
+        return Scorer(backbone, reward, None, engine)(rollout).numpy()
+
+    def log_ratio(self, backbone: Backbone, rollout: Rollout, engine: Engine) -> list[float]:
+        """Sequence log-ratios log π − log π_ref of the samples, both by the same forward pass."""
+        from alignlab.stages.online import token_outputs
+
+        def logps(view: str) -> list[Tensor]:
+            return token_outputs(
+                backbone,
+                view,
+                rollout.groups,
+                engine,
+                lambda v, b: v.logps(b, temperature=self.sampling.temperature or 1.0),
+            )
+
+        pairs = zip(logps("policy"), logps("reference"), strict=True)
+        return [float((a.double() - b.double()).sum()) for a, b in pairs]
+
+    def rows(
+        self,
+        groups: Sequence[PromptGroup],
+        rollout: Rollout,
+        kept: Sequence[int],
+        proxy: np.ndarray | None,
+        kl: Sequence[float],
+    ) -> list[dict[str, object]]:
+        """One mapping per kept sample, as the report reads them."""
+        from alignlab.rewards.annotator import prompt_text
+
+        per = self.samples * self.best_of
+        texts = [t for group in rollout.completions for t in group]
+        lengths = [len(c) for g in rollout.groups for c in g.completions]
+        finished = list(rollout.finished)
+        chosen = [groups[i // per] for i in kept]
+        prompts = [prompt_text(g) for g in chosen]
+        completions = [texts[i] for i in kept]
+        meta = [g.meta for g in chosen]
+        gold = build(self.gold).score(prompts, completions, meta)
+        audit = build(self.audit).score(prompts, completions, meta) if self.audit else None
+        return [
+            {
+                "prompt_id": chosen[k].id,
+                "prompt": prompts[k],
+                "sample": k % self.samples,
+                "completion": completions[k],
+                "tokens": lengths[i],
+                "finished": bool(finished[i]),
+                "gold": float(gold[k]),
+                "audit": None if audit is None else float(audit[k]),
+                "proxy": None if proxy is None else float(proxy[i]),
+                "kl": kl[i] if self.best_of == 1 else None,
+            }
+            for k, i in enumerate(kept)
+        ]
+
+    def forgetting(
+        self,
+        backbone: Backbone,
+        groups: Sequence[PromptGroup],
+        tokenization: Tokenization,
+        engine: Engine,
+    ) -> float | None:
+        """Policy's mean NLL (nats per token) on the human continuations of the same prompts."""
+        from alignlab.stages.sft import demonstrations, mean_nll
+
+        human = [
+            replace(g, completions=(str(g.meta["reference"]),))
+            for g in groups
+            if g.meta.get("reference")
+        ] or [g for g in groups if g.completions]
+        if not human:
+            return None
+        tokens: list[TokenGroup] = tokenization.groups(demonstrations(human))
+        return mean_nll(backbone, "policy", tokens, engine)
+
+    def estimate(self, cache: Path) -> Estimate:
+        """Sampled tokens at the length limit."""
+        from alignlab.stages.estimate import sampling_estimate
+
+        tokens = self.prompts * self.samples * self.best_of * self.sampling.max_new_tokens
+        return sampling_estimate(self.backbone, cache, tokens=tokens)
+
+
+def best_indices(scores: np.ndarray, n: int) -> list[int]:
+    """Index of the highest score in every run of ``n`` (the first one at a tie)."""
+    return [int(i * n + row.argmax()) for i, row in enumerate(scores.reshape(-1, n))]
+
+
+def means(rows: Sequence[Mapping[str, object]], names: Sequence[str]) -> dict[str, float | None]:
+    """Mean of each named column over the rows that have it."""
+    out: dict[str, float | None] = {}
+    for name in names:
+        values = [float(row[name]) for row in rows if row[name] is not None]  # type: ignore[arg-type]
+        out[name] = sum(values) / len(values) if values else None
+    return out

@@ -1,0 +1,117 @@
+"""Group-relative policy optimization and its relatives: Dr.GRPO, DAPO, RLOO, by configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from alignlab.engine.optimizer import Optimizer
+from alignlab.errors import ConfigError
+from alignlab.models.load import BackboneConfig
+from alignlab.rollout.sampling import Sampling
+from alignlab.spec import Spec, build
+from alignlab.stages.stage import Estimate, Role, Stage
+from alignlab.typed import Range
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from alignlab.engine.distributed import Engine
+    from alignlab.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPO(Stage):
+    """G completions per prompt; the advantage is the reward relative to the group's own.
+
+    L = Σ_i w_i Σ_t −min(ρ_t A_i, clip(ρ_t, 1−ε_l, 1+ε_h) A_i) + β k̂_t  (Shao et al. 2024,
+    arXiv:2402.03300, eq. 3). ``advantage`` gives A (``group_std``: GRPO, ``group_mean``: Dr.GRPO,
+    ``leave_one_out``: RLOO); ``normalizer`` gives w (``sequence``: 1/|o_i| per completion, GRPO;
+    ``token``: DAPO; ``constant``: Dr.GRPO); ``kl_place`` says whether β weighs a penalty in the
+    loss (estimator ``kl_estimator``) or is subtracted from the reward (RLOO). Groups whose
+    advantages are all zero carry no gradient unless the loss has a KL term; they are left out of
+    the backward pass and stay in the normaliser.
+    """
+
+    kind: ClassVar[str] = "grpo"
+    roles: ClassVar[Mapping[str, Role]] = {
+        "init": Role(("sft", "pretrain")),
+        "reference": Role(("sft", "pretrain")),
+        "reward": Role(("reward",), optional=True),
+    }
+
+    backbone: BackboneConfig
+    data: Spec
+    reward: Spec | None
+    max_prompt: Annotated[int, Range(min=1)]
+    max_completion: Annotated[int, Range(min=1)]
+    sampling: Sampling
+    prompts: Annotated[int, Range(min=1)]
+    rollout_batch: Annotated[int, Range(min=1)]
+    group: Annotated[int, Range(min=2)]
+    iterations: Annotated[int, Range(min=1)]
+    updates: Annotated[int, Range(min=1)]
+    optimizer: Optimizer
+    advantage: Literal["group_std", "group_mean", "leave_one_out"]
+    normalizer: Literal["sequence", "token", "constant"]
+    clip_low: Annotated[float, Range(min=0, min_open=True)]
+    clip_high: Annotated[float, Range(min=0, min_open=True)]
+    kl_coef: Annotated[float, Range(min=0)]
+    kl_place: Literal["loss", "reward"]
+    kl_estimator: Literal["k1", "k2", "k3"]
+    missing_eos_score: float | None
+
+    def validate(self) -> None:
+        """A reward of some kind must be named."""
+        if "reward" not in self.inputs and self.reward is None:
+            raise ConfigError(
+                "inputs.reward is missing: name a reward stage there, or set `reward`."
+            )
+
+    def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
+        """Alternate sampling and updates until ``iterations`` are done."""
+        from alignlab.data.template import Tokenization
+        from alignlab.engine.loop import train
+        from alignlab.stages.grpo_work import GRPOWork
+        from alignlab.stages.online import Scorer, reject_truncated_sampling, require_one_process
+        from alignlab.stages.session import finish_training, open_backbone
+
+        reject_truncated_sampling(self.sampling)
+        require_one_process(engine, self.kind)
+        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
+        groups = build(self.data).load("preference")[: self.prompts]
+        prompts = tokenization.prompts(groups)
+        backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
+        if self.kl_coef > 0:
+            backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
+        scorer = Scorer(backbone, inputs.get("reward"), self.reward, engine)
+        work = GRPOWork(self, backbone, tokenization, prompts, scorer, engine)
+        result = train(
+            work,
+            backbone,
+            ["policy"],
+            optimizer=self.optimizer,
+            steps=self.iterations * self.updates,
+            run=run,
+            engine=engine,
+            seed=self.seed,
+        )
+        finish_training(run, backbone, "policy", result, prompts, 0)
+        run.update_record(
+            label=self.label or f"GRPO (G={self.group}, β={self.kl_coef})",
+            reference=inputs["reference"].path.name,
+            prompts=self.iterations * self.rollout_batch,
+            completions=self.iterations * self.rollout_batch * self.group,
+            tokens_sampled=work.sampled,
+            summary={"zero_std_share": work.zero_share},
+        )
+
+    def estimate(self, cache: Path) -> Estimate:
+        """Sampling plus ``updates`` passes over the same tokens."""
+        from alignlab.stages.estimate import training_estimate
+
+        per = self.max_prompt + self.group * self.max_completion
+        tokens = self.iterations * self.rollout_batch * per * 2
+        return training_estimate(self.backbone, cache, tokens=tokens)

@@ -1,0 +1,216 @@
+"""What PPO and GRPO share: sampling from the live policy and scoring what it said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from alignlab.data.pack import flatten
+from alignlab.engine.work import Micro
+from alignlab.errors import ConfigError
+from alignlab.spec import Spec, build
+from alignlab.stages.session import Metrics, split
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from alignlab.data.group import TokenGroup
+    from alignlab.data.template import Tokenization
+    from alignlab.engine.distributed import Engine
+    from alignlab.models.backbone import Backbone
+    from alignlab.rollout.rollout import Rollout
+    from alignlab.rollout.sampling import Sampling
+    from alignlab.run import Run
+    from alignlab.tensors import FlatBatch
+
+
+@dataclass
+class Experience:
+    """The rollouts of one iteration: per-completion scores (C,), per-token lists of length C."""
+
+    groups: list[TokenGroup]
+    scores: Tensor  # (C,) reward before any KL term
+    finished: Tensor  # (C,) bool, ended with EOS
+    old: list[Tensor]  # C × (L,) log-probs at sampling time
+    reference: list[Tensor]  # C × (L,) under the reference; empty where no term needs it
+    tokens: dict[str, list[Tensor]] = field(default_factory=dict)  # C × (L,): advantages, values …
+
+    @property
+    def lengths(self) -> Tensor:
+        """Completion tokens (C,), EOS included."""
+        return torch.tensor([len(x) for x in self.old])
+
+    def log_ratio(self) -> Tensor:
+        """Log-ratio log π_old(y|x) − log π_ref(y|x), (C,), nats; its mean estimates the KL."""
+        pairs = zip(self.old, self.reference, strict=True)
+        return torch.stack([(old - ref).sum() for old, ref in pairs])
+
+    def completions_of(self, groups: Sequence[int]) -> list[int]:
+        """Completion indices of the named groups, in order."""
+        starts = np.cumsum([0, *(len(g.completions) for g in self.groups)])
+        return [c for g in groups for c in range(starts[g], starts[g + 1])]
+
+
+def reject_truncated_sampling(sampling: Sampling) -> None:
+    """Policy gradients need log-probs of the distribution that was sampled from, untruncated."""
+    if sampling.top_p < 1 or sampling.top_k > 0 or sampling.temperature <= 0:
+        raise ConfigError(
+            f"sampling.top_p={sampling.top_p}, top_k={sampling.top_k}, temperature="
+            f"{sampling.temperature}: policy-gradient training samples the whole distribution; use"
+            " top_p=1, top_k=0 and a temperature above 0."
+        )
+
+
+def require_one_process(engine: Engine, kind: str) -> None:
+    """Refuse to sample on several processes, which would need statistics that span them."""
+    world = engine.workers().world
+    if world > 1:
+        raise ConfigError(
+            f"a {kind} stage runs in one process in this version, not in {world}; start it without"
+            " torchrun, or run several stages side by side with launch=local."
+        )
+
+
+class Scorer:
+    """Reward of sampled completions: a learned run if there is one, else a reward function."""
+
+    def __init__(
+        self, backbone: Backbone, reward: Run | None, spec: Spec | None, engine: Engine
+    ) -> None:
+        self.backbone, self.engine = backbone, engine
+        self.function = build(spec) if reward is None and spec is not None else None
+        if reward is not None:
+            backbone.add("reward", source=reward.model_dir, trainable=False, head=True)
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """Scores (C,) in the rollout's order."""
+        from alignlab.rewards.learned import score_groups
+
+        if self.function is None:
+            with self.backbone.view("reward") as view:
+                device = self.engine.workers().device
+                return score_groups(view, rollout.groups, self.engine.token_budget, device).cpu()
+        return torch.from_numpy(self.function.score(*rollout.per_completion())).float()
+
+
+def collect(
+    backbone: Backbone,
+    prompts: Sequence[TokenGroup],
+    tokenization: Tokenization,
+    sampling: Sampling,
+    *,
+    completions: int,
+    seed: int,
+    step: int,
+    scorer: Scorer,
+    engine: Engine,
+    reference: bool,
+) -> tuple[Experience, Rollout]:
+    """Sample ``completions`` per prompt from the live policy and score them."""
+    from alignlab.rollout.rollout import sample_rollout
+
+    with backbone.view("policy") as view:
+        rollout = sample_rollout(view, prompts, tokenization, sampling, completions, seed, step)
+    groups = list(rollout.groups)
+    ref: list[Tensor] = []
+    if reference:
+        ref = token_outputs(
+            backbone,
+            "reference",
+            groups,
+            engine,
+            lambda v, b: v.logps(b, temperature=sampling.temperature),
+        )
+    return (
+        Experience(
+            groups=groups,
+            scores=scorer(rollout),
+            finished=torch.as_tensor(np.asarray(rollout.finished, dtype=bool).reshape(-1)),
+            old=[torch.from_numpy(np.asarray(x)).float() for x in rollout.logps],
+            reference=ref,
+        ),
+        rollout,
+    )
+
+
+def token_outputs(
+    backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine, read: Any
+) -> list[Tensor]:
+    """Per-token outputs (log-probs, values) of every completion, without gradients."""
+    out: dict[int, list[Tensor]] = {}
+    position = {id(g): i for i, g in enumerate(groups)}
+    with torch.no_grad(), backbone.view(view) as active:
+        for part in split(groups, engine.token_budget):
+            batch = flatten(part).to(engine.workers().device)
+            pieces = iter(read(active, batch).float().cpu().split(batch.lengths.tolist()))
+            for group in part:
+                out[position[id(group)]] = [next(pieces) for _ in group.completions]
+    return [piece for i in range(len(groups)) for piece in out[i]]
+
+
+@dataclass(frozen=True)
+class OnlinePack:
+    """One micro-batch of rollouts: per-token statistics (N,) beside the flat batch."""
+
+    batch: FlatBatch
+    term: str  # which term of the loss: policy, value or pretraining
+    count: float  # units of the whole minibatch
+    tokens: Mapping[str, Tensor]  # (N,) old, reference, advantages, values, returns, weights
+    metrics: Metrics = field(default_factory=dict)
+
+
+def pack_experience(
+    experience: Experience,
+    chosen: Sequence[int],
+    names: Sequence[str],
+    *,
+    view: str,
+    term: str,
+    count: float,
+    engine: Engine,
+) -> list[Micro]:
+    """Micro-batches over the ``chosen`` groups with the named per-token statistics."""
+    device = engine.workers().device
+    index = {id(experience.groups[g]): g for g in chosen}
+    sources = {"old": experience.old, "reference": experience.reference, **experience.tokens}
+    micros = []
+    for part in split([experience.groups[g] for g in chosen], engine.token_budget):
+        completions = experience.completions_of([index[id(g)] for g in part])
+        tokens = {
+            name: torch.cat([sources[name][c] for c in completions]).to(device)
+            for name in names
+            if sources[name]
+        }
+        batch = flatten(part).to(device)
+        micros.append(
+            Micro(
+                view=view,
+                data=OnlinePack(batch, term, count, tokens),
+                tokens=batch.tokens,
+                label="prompts " + ", ".join(str(g.row) for g in part[:8]),
+            )
+        )
+    return micros
+
+
+def rollout_metrics(experience: Experience) -> Metrics:
+    """What a person wants to know about an iteration's samples, as (sum, count)."""
+    count = len(experience.scores)
+    metrics: Metrics = {
+        "reward": (experience.scores.double().sum(), count),
+        "completion_length": (experience.lengths.double().sum(), count),
+        "finished": (experience.finished.double().sum(), count),
+        "entropy_estimate": (
+            -torch.cat(experience.old).double().sum(),
+            int(experience.lengths.sum()),
+        ),
+    }
+    if experience.reference:
+        metrics["kl"] = (experience.log_ratio().double().sum(), count)
+    return metrics

@@ -1,0 +1,133 @@
+"""Proximal policy optimization with the KL penalty in the reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from alignlab.engine.optimizer import Optimizer
+from alignlab.errors import ConfigError
+from alignlab.models.load import BackboneConfig
+from alignlab.rollout.sampling import Sampling
+from alignlab.spec import Spec, build
+from alignlab.stages.stage import Estimate, Role, Stage
+from alignlab.typed import Range
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from alignlab.data.group import TokenGroup
+    from alignlab.engine.distributed import Engine
+    from alignlab.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPO(Stage):
+    """Clipped policy gradient against a learned reward, with a value view of its own.
+
+    Per token, r_t = −β(log π_old − log π_ref)_t + 1[t = T]·R; advantages by GAE, whitened over the
+    rollout's tokens; loss = mean_t max(−Aρ, −A clip(ρ, 1±ε)) + c_v·½ mean_t max((V−G)², (V_c−G)²)
+    with V_c the clipped value (Ziegler et al. 2019; details of Huang et al. 2024,
+    arXiv:2403.17031). The value view starts from the reward run. A completion without EOS scores
+    ``missing_eos_score`` (the EOS trick). With ``ptx_coef`` > 0 the gradient of a
+    language-modelling loss on demonstrations is added (PPO-ptx, InstructGPT eq. 2).
+    """
+
+    kind: ClassVar[str] = "ppo"
+    roles: ClassVar[Mapping[str, Role]] = {
+        "init": Role(("sft", "pretrain")),
+        "reference": Role(("sft", "pretrain")),
+        "reward": Role(("reward",), optional=True),
+    }
+
+    backbone: BackboneConfig
+    data: Spec
+    reward: Spec | None
+    max_prompt: Annotated[int, Range(min=1)]
+    max_completion: Annotated[int, Range(min=1)]
+    sampling: Sampling
+    prompts: Annotated[int, Range(min=1)]
+    rollout_batch: Annotated[int, Range(min=1)]
+    iterations: Annotated[int, Range(min=1)]
+    ppo_epochs: Annotated[int, Range(min=1)]
+    minibatches: Annotated[int, Range(min=1)]
+    optimizer: Optimizer
+    kl_coef: Annotated[float, Range(min=0)]
+    kl_target: Annotated[float, Range(min=0, min_open=True)] | None
+    kl_horizon: Annotated[int, Range(min=1)]
+    gamma: Annotated[float, Range(min=0, max=1)]
+    lam: Annotated[float, Range(min=0, max=1)]
+    clip: Annotated[float, Range(min=0, min_open=True)]
+    value_clip: Annotated[float, Range(min=0, min_open=True)]
+    value_coef: Annotated[float, Range(min=0)]
+    whiten_advantages: bool
+    missing_eos_score: float | None
+    ptx_coef: Annotated[float, Range(min=0)]
+    ptx_rows: Annotated[int, Range(min=0)]
+
+    def validate(self) -> None:
+        """A reward of some kind, and at least one rollout per minibatch."""
+        if "reward" not in self.inputs and self.reward is None:
+            raise ConfigError(
+                "inputs.reward is missing: name a reward stage there, or set `reward`."
+            )
+        if self.minibatches > self.rollout_batch:
+            raise ConfigError(
+                f"minibatches={self.minibatches} is more than rollout_batch={self.rollout_batch}."
+            )
+
+    def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
+        """Alternate sampling and updates until ``iterations`` are done."""
+        from alignlab.data.template import Tokenization
+        from alignlab.engine.loop import train
+        from alignlab.stages.online import Scorer, reject_truncated_sampling, require_one_process
+        from alignlab.stages.ppo_work import PPOWork
+        from alignlab.stages.session import finish_training, open_backbone, tokenize
+        from alignlab.stages.sft import demonstrations
+
+        reject_truncated_sampling(self.sampling)
+        require_one_process(engine, self.kind)
+        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
+        data = build(self.data)
+        groups = data.load("preference")[: self.prompts]
+        prompts = tokenization.prompts(groups)
+        ptx: list[TokenGroup] = []
+        if self.ptx_coef > 0:
+            shown = demonstrations(data.load("sft"))[: self.ptx_rows or None]
+            ptx = tokenize(shown, tokenization, run, need="demonstration")
+        reward = inputs.get("reward")
+        backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
+        backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
+        source = reward.model_dir if reward is not None else inputs["init"].model_dir
+        backbone.add("value", source=source, trainable=True, head=True)
+        scorer = Scorer(backbone, reward, self.reward, engine)
+        work = PPOWork(self, backbone, tokenization, prompts, ptx, scorer, engine)
+        result = train(
+            work,
+            backbone,
+            ["policy", "value"],
+            optimizer=self.optimizer,
+            steps=self.iterations * self.ppo_epochs * self.minibatches,
+            run=run,
+            engine=engine,
+            seed=self.seed,
+        )
+        finish_training(run, backbone, "policy", result, prompts, 0)
+        run.update_record(
+            label=self.label or f"PPO (β={self.kl_coef})",
+            reference=inputs["reference"].path.name,
+            prompts=self.iterations * self.rollout_batch,
+            completions=self.iterations * self.rollout_batch,
+            tokens_sampled=work.sampled,
+            summary={"kl_coef": work.kl_coef},
+        )
+
+    def estimate(self, cache: Path) -> Estimate:
+        """Sampling plus ``ppo_epochs`` passes of policy and value over the same tokens."""
+        from alignlab.stages.estimate import training_estimate
+
+        per = self.max_prompt + self.max_completion
+        tokens = self.iterations * self.rollout_batch * per * (2 + 2 * self.ppo_epochs)
+        return training_estimate(self.backbone, cache, tokens=tokens)

@@ -1,0 +1,249 @@
+"""Offline preference optimization: any objective over the annotated completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from alignlab.engine.optimizer import Optimizer
+from alignlab.engine.stopping import EarlyStopping
+from alignlab.errors import ConfigError
+from alignlab.models.load import BackboneConfig
+from alignlab.spec import Spec, function
+from alignlab.stages.stage import Estimate, Role, Stage
+from alignlab.typed import Range
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from alignlab.data.group import TokenGroup
+    from alignlab.engine.distributed import Engine
+    from alignlab.models.backbone import Backbone, View
+    from alignlab.objectives.declaration import Declaration
+    from alignlab.run import Run
+    from alignlab.stages.reference import ReferenceLogps
+    from alignlab.stages.session import Metrics, Packed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(Stage):
+    """Train the policy with one offline objective: DPO, IPO, KTO, ORPO, SimPO and their kin.
+
+    The objective's signature says what it needs (``alignlab.objectives.declaration``): pairs or
+    single completions, a reference pass or none, KTO's KL point or none. Nothing here asks for a
+    method's name. The reference is always the run behind the ``reference`` input.
+    """
+
+    kind: ClassVar[str] = "preference"
+    roles: ClassVar[Mapping[str, Role]] = {
+        "init": Role(("sft", "pretrain")),
+        "reference": Role(("sft", "pretrain"), optional=True),
+        "annotations": Role(("annotate",)),
+    }
+
+    backbone: BackboneConfig
+    objective: Spec
+    pairs: Literal["best_worst", "all"]
+    batch: Annotated[int, Range(min=1)]
+    epochs: Annotated[float, Range(min=0, min_open=True)]
+    steps: Annotated[int, Range(min=1)] | None
+    optimizer: Optimizer
+    evaluate_every: Annotated[int, Range(min=0)]
+    early_stopping: EarlyStopping | None
+
+    def validate(self) -> None:
+        """An objective with a reference term needs the run that it refers to."""
+        from alignlab.spec import late
+
+        if "reference" in late(self.objective) and "reference" not in self.inputs:
+            raise ConfigError(
+                f"inputs.reference is missing: {self.objective.target} compares the policy with a"
+                " reference; name the SFT stage there."
+            )
+
+    def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
+        """Train on the annotated groups; reference log-probabilities come from a shared cache."""
+        from alignlab.data.order import steps_of
+        from alignlab.engine.loop import train
+        from alignlab.objectives.declaration import declaration
+        from alignlab.stages.annotate import read
+        from alignlab.stages.reference import ReferenceLogps
+        from alignlab.stages.session import OfflineWork, cache_of, finish_training, open_backbone
+
+        need = declaration(function(self.objective))
+        groups = self.select(read(inputs["annotations"], "train"))
+        held_out = self.select(read(inputs["annotations"], "validation"))
+        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        reference = None
+        if need.needs_reference:
+            reference = ReferenceLogps(backbone, inputs["reference"], engine, cache_of(run))
+            reference.prepare([*groups, *held_out], keep_model=need.needs_kl_point)
+            run.update_record(reference=inputs["reference"].path.name)
+        backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
+        terms = Terms(function(self.objective), need, reference)
+
+        def kl_point(step: Sequence[TokenGroup]) -> Mapping[str, Tensor]:
+            return terms.kl_point(backbone, step, engine)
+
+        work = OfflineWork(
+            groups,
+            self.batch,
+            self.seed,
+            engine,
+            "policy",
+            count=terms.count,
+            loss_of=terms.loss,
+            statistics=kl_point if need.needs_kl_point else None,
+            extra_of=terms.reference_logps if reference else None,
+        )
+
+        def evaluate() -> dict[str, float]:
+            return terms.evaluate(backbone, held_out, engine) if held_out else {}
+
+        result = train(
+            work,
+            backbone,
+            ["policy"],
+            optimizer=self.optimizer,
+            steps=self.steps or steps_of(self.epochs, self.batch, len(groups)),
+            run=run,
+            engine=engine,
+            seed=self.seed,
+            evaluate=evaluate,
+            evaluate_every=self.evaluate_every,
+            early_stopping=self.early_stopping,
+        )
+        finish_training(run, backbone, "policy", result, groups, self.batch)
+        run.update_record(
+            label=self.label or self.name(),
+            objective={"target": self.objective.target, **dict(self.objective.arguments)},
+            summary=evaluate(),
+        )
+
+    def select(self, groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+        """Groups with at least one ordered pair, reduced to best and worst where asked to."""
+        kept = [g for g in groups if g.verdict.pairs()]
+        return [best_and_worst(g) for g in kept] if self.pairs == "best_worst" else kept
+
+    def name(self) -> str:
+        """Short name for tables: the function and its hyperparameters."""
+        arguments = ", ".join(f"{k}={v}" for k, v in self.objective.arguments.items())
+        return f"{self.objective.target.rsplit('.', 1)[-1].upper()} ({arguments})"
+
+    def estimate(self, cache: Path) -> Estimate:
+        """Unknown data size: tokens of the stated steps only."""
+        from alignlab.stages.estimate import training_estimate
+
+        return training_estimate(self.backbone, cache, tokens=(self.steps or 0) * self.batch * 128)
+
+
+def best_and_worst(group: TokenGroup) -> TokenGroup:
+    """Two completions per prompt: the best and the worst that the verdict tells apart."""
+    utilities = group.verdict.utilities()
+    order = sorted(range(len(utilities)), key=lambda i: -utilities[i])
+    return group.keep((order[0], order[-1]))
+
+
+@dataclass(frozen=True)
+class Terms:
+    """One objective applied to micro-batches: what it needs is gathered here and nowhere else."""
+
+    objective: Callable[..., Tensor]
+    need: Declaration
+    reference: ReferenceLogps | None
+
+    def count(self, groups: Sequence[TokenGroup]) -> float:
+        """Loss units of a step: pairs, or completions with a thumb."""
+        if self.need.view == "pair":
+            return float(sum(len(g.verdict.pairs()) for g in groups))
+        return float(sum(t is not None for g in groups for t in g.verdict.desirable()))
+
+    def reference_logps(self, groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
+        """Cached reference log-probabilities (C,), summed over each completion."""
+        if self.reference is None:
+            raise RuntimeError("this objective has no reference")
+        return {"reference": self.reference.sums(groups)}
+
+    def kl_point(
+        self, backbone: Backbone, groups: Sequence[TokenGroup], engine: Engine
+    ) -> dict[str, Tensor]:
+        """KTO's z₀ over the whole step: each prompt with the next prompt's completions."""
+        import torch
+
+        from alignlab.objectives.unpaired import kl_point
+        from alignlab.stages.reference import completion_sums
+
+        if self.reference is None:
+            raise RuntimeError("a KL point needs a reference")
+        shifted = [*groups[1:], *groups[:1]]
+        mismatched = [
+            replace(g, completions=other.completions, truncated=other.truncated)
+            for g, other in zip(groups, shifted, strict=True)
+        ]
+        with torch.no_grad():
+            policy = completion_sums(backbone, "policy", mismatched, engine)
+            reference = completion_sums(backbone, "reference", mismatched, engine)
+        return {"kl_point": kl_point(policy - reference)}
+
+    def loss(self, view: View, packed: Packed) -> tuple[Tensor, Metrics]:
+        """Loss of one micro-batch over the units of the whole step, and the usual metrics."""
+        from alignlab.models.logps import segment_sum
+
+        batch = packed.batch
+        sums = segment_sum(view.logps(batch), batch.target_completion, batch.completions)
+        reference = packed.extra.get("reference")
+        losses, metrics = self.apply(sums, reference, batch.lengths, packed)
+        return losses.sum() / packed.count, metrics
+
+    def apply(
+        self, sums: Tensor, reference: Tensor | None, lengths: Tensor, packed: Packed
+    ) -> tuple[Tensor, Metrics]:
+        """Arrange completion sums as pairs or singles and call the objective."""
+        from alignlab.objectives.pairwise import pair_metrics
+        from alignlab.objectives.unpaired import single_metrics
+        from alignlab.stages.arrange import pair_logps, single_logps
+
+        extra: dict[str, Any] = {}
+        if "kl_point" in packed.extra:
+            extra["kl_point"] = packed.extra["kl_point"]
+        arrange = pair_logps if self.need.view == "pair" else single_logps
+        describe: Any = pair_metrics if self.need.view == "pair" else single_metrics
+        policy = arrange(sums, lengths, packed.groups)
+        if reference is not None:
+            extra["reference"] = arrange(reference, lengths, packed.groups)
+        losses = self.objective(policy, **extra)
+        metrics = summed(describe(policy, extra.get("reference")))
+        if "kl_point" in extra:
+            metrics["kl_point"] = (extra["kl_point"].detach(), 1)
+        return losses, metrics
+
+    def evaluate(
+        self, backbone: Backbone, groups: Sequence[TokenGroup], engine: Engine
+    ) -> dict[str, float]:
+        """Metrics of the pairs of held-out groups, whatever the objective."""
+        import torch
+
+        from alignlab.objectives.pairwise import pair_metrics
+        from alignlab.stages.arrange import pair_logps
+        from alignlab.stages.reference import completion_sums
+
+        with torch.no_grad():
+            sums = completion_sums(backbone, "policy", groups, engine)
+            lengths = torch.tensor(
+                [len(c) for g in groups for c in g.completions], device=sums.device
+            )
+            policy = pair_logps(sums, lengths, groups)
+            reference = None
+            if self.reference is not None:
+                reference = pair_logps(self.reference.sums(groups), lengths, groups)
+            metrics = pair_metrics(policy, reference)
+        return {name: float(values.double().mean()) for name, values in metrics.items()}
+
+
+def summed(values: Mapping[str, Tensor]) -> Metrics:
+    """Per-example metrics as (sum, count), the form that adds up over micro-batches and ranks."""
+    return {name: (value.double().sum(), value.numel()) for name, value in values.items()}

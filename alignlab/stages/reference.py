@@ -1,0 +1,125 @@
+"""Reference log-probabilities, per token, computed once and shared by every later stage."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from alignlab.data.pack import flatten
+from alignlab.models.logps import segment_sum
+from alignlab.stages.session import split
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from alignlab.data.group import TokenGroup
+    from alignlab.engine.distributed import Engine
+    from alignlab.models.backbone import Backbone
+    from alignlab.run import Run
+
+
+class ReferenceLogps:
+    """Log-probabilities of fixed completions under a finished run, cached in the store.
+
+    The cache is keyed by the run's key, the compute dtype and the exact token ids, never by a
+    configuration: a changed learning rate hits it, a changed template misses it.
+    """
+
+    def __init__(self, backbone: Backbone, source: Run, engine: Engine, cache: Path) -> None:
+        self.backbone = backbone
+        self.source = source
+        self.engine = engine
+        self.cache = cache
+        self.logps: dict[str, list[np.ndarray]] = {}  # group content → per completion
+
+    def prepare(self, groups: Sequence[TokenGroup], *, keep_model: bool) -> None:
+        """Fill the cache for ``groups``; ``keep_model`` leaves the ``reference`` view loaded."""
+        path = self.cache / "reference" / f"{self.key(groups)}.npz"
+        known = path.exists()
+        if not known or keep_model:
+            self.backbone.add("reference", source=self.source.model_dir, trainable=False)
+        if known:
+            with np.load(path) as stored:
+                flat = stored["logps"]
+        else:
+            flat = np.concatenate(self.compute(groups)) if groups else np.zeros(0, np.float32)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, flat)
+        if self.backbone.has("reference") and not keep_model:
+            self.backbone.drop("reference")
+        lengths = [len(c) for g in groups for c in g.completions]
+        parts = iter(np.split(flat, np.cumsum(lengths)[:-1]) if lengths else [])
+        for group in groups:
+            self.logps[content(group)] = [next(parts) for _ in group.completions]
+
+    def key(self, groups: Sequence[TokenGroup]) -> str:
+        """Name of the cache entry: who scored what, in which arithmetic."""
+        digest = hashlib.sha256(f"{self.source.key}:{self.backbone.dtype_name}".encode())
+        for group in groups:
+            digest.update(content(group).encode())
+        return digest.hexdigest()[:24]
+
+    def compute(self, groups: Sequence[TokenGroup]) -> list[np.ndarray]:
+        """Per-token log-probabilities of every completion of ``groups``, in order."""
+        out: dict[int, list[np.ndarray]] = {}
+        position = {id(g): i for i, g in enumerate(groups)}
+        with torch.no_grad(), self.backbone.view("reference") as view:
+            for part in split(groups, self.engine.token_budget):
+                batch = flatten(part).to(self.engine.workers().device)
+                logps = view.logps(batch).float().cpu().numpy()
+                pieces = iter(np.split(logps, np.cumsum(batch.lengths.cpu().numpy())[:-1]))
+                for group in part:
+                    out[position[id(group)]] = [next(pieces) for _ in group.completions]
+        return [piece for i in range(len(groups)) for piece in out[i]]
+
+    def tokens(self, groups: Sequence[TokenGroup]) -> list[np.ndarray]:
+        """Cached per-token log-probabilities of every completion, in order."""
+        return [piece for g in groups for piece in self.logps[content(g)]]
+
+    def sums(self, groups: Sequence[TokenGroup]) -> Tensor:
+        """Cached log-probabilities (C,), summed over each completion (nats)."""
+        values = [float(piece.sum(dtype=np.float64)) for piece in self.tokens(groups)]
+        device = self.engine.workers().device
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def content(group: TokenGroup) -> str:
+    """Hash of a group's token ids."""
+    digest = hashlib.sha256(np.ascontiguousarray(group.prompt, dtype=np.int32).tobytes())
+    for completion in group.completions:
+        digest.update(b"|")
+        digest.update(np.ascontiguousarray(completion, dtype=np.int32).tobytes())
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, flat: np.ndarray) -> None:
+    """Write through a temporary name, so that two processes can fill one entry."""
+    import os
+
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    with temporary.open("wb") as file:
+        np.savez(file, logps=flat)
+    temporary.replace(path)
+
+
+def completion_sums(
+    backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine
+) -> Tensor:
+    """Log-probabilities (C,) of all completions under ``view``, in the order of ``groups``."""
+    sums: dict[int, Tensor] = {}
+    position = {id(g): i for i, g in enumerate(groups)}
+    with backbone.view(view) as active:
+        for part in split(groups, engine.token_budget):
+            batch = flatten(part).to(engine.workers().device)
+            values = segment_sum(active.logps(batch), batch.target_completion, batch.completions)
+            first = 0
+            for group in part:
+                sums[position[id(group)]] = values[first : first + len(group.completions)]
+                first += len(group.completions)
+    return torch.cat([sums[i] for i in range(len(groups))])

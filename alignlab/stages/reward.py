@@ -1,0 +1,156 @@
+"""Reward modelling: a scalar head that orders completions as the annotator did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from alignlab.engine.optimizer import Optimizer
+from alignlab.engine.stopping import EarlyStopping
+from alignlab.models.load import BackboneConfig
+from alignlab.spec import Spec, function
+from alignlab.stages.stage import Estimate, Role, Stage
+from alignlab.typed import Range
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from alignlab.data.group import TokenGroup
+    from alignlab.engine.distributed import Engine
+    from alignlab.models.backbone import Backbone, View
+    from alignlab.run import Run
+    from alignlab.stages.session import Metrics, Packed
+    from alignlab.tensors import GroupScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward(Stage):
+    """Bradley–Terry over all pairs of a prompt as one batch element (InstructGPT §3.5, eq. 1).
+
+    Every completion passes through the model once, whatever the number of pairs it takes part in.
+    The score is read at the completion's last token. After training, gain and bias are set so that
+    the scores of the annotated completions have mean 0 and standard deviation 1 (Ziegler et al.
+    2019), and a KL coefficient means the same for every reward model.
+    """
+
+    kind: ClassVar[str] = "reward"
+    roles: ClassVar[Mapping[str, Role]] = {
+        "init": Role(("sft", "pretrain")),
+        "annotations": Role(("annotate",)),
+    }
+
+    backbone: BackboneConfig
+    objective: Spec
+    batch: Annotated[int, Range(min=1)]
+    epochs: Annotated[float, Range(min=0, min_open=True)]
+    steps: Annotated[int, Range(min=1)] | None
+    optimizer: Optimizer
+    normalize: bool
+    evaluate_every: Annotated[int, Range(min=0)]
+    early_stopping: EarlyStopping | None
+
+    def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
+        """Train the scalar head and its backbone on the annotated rankings."""
+        from alignlab.data.order import steps_of
+        from alignlab.engine.loop import train
+        from alignlab.stages.annotate import read
+        from alignlab.stages.session import OfflineWork, finish_training, open_backbone
+
+        groups = [g for g in read(inputs["annotations"], "train") if g.verdict.pairs()]
+        held_out = [g for g in read(inputs["annotations"], "validation") if g.verdict.pairs()]
+        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        backbone.add("reward", source=inputs["init"].model_dir, trainable=True, head=True)
+        objective = function(self.objective)
+
+        def loss(view: View, packed: Packed) -> tuple[Tensor, Metrics]:
+            scores = group_scores(view.scores(packed.batch), packed.groups)
+            losses = objective(scores)
+            margin = (scores.reward[scores.better] - scores.reward[scores.worse]).detach()
+            return losses.sum() / packed.count, {
+                "accuracy": ((margin > 0).double().sum(), len(margin)),
+                "margin": (margin.double().sum(), len(margin)),
+            }
+
+        work = OfflineWork(
+            groups,
+            self.batch,
+            self.seed,
+            engine,
+            "reward",
+            count=lambda step: float(len(step)),
+            loss_of=loss,
+        )
+        result = train(
+            work,
+            backbone,
+            ["reward"],
+            optimizer=self.optimizer,
+            steps=self.steps or steps_of(self.epochs, self.batch, len(groups)),
+            run=run,
+            engine=engine,
+            seed=self.seed,
+            evaluate=lambda: {"accuracy": pair_accuracy(backbone, "reward", held_out, engine)},
+            evaluate_every=self.evaluate_every if held_out else 0,
+            early_stopping=self.early_stopping,
+        )
+        if self.normalize:
+            values = scores_of(backbone, "reward", groups, engine)
+            backbone.set_normalization("reward", float(values.mean()), float(values.std()))
+        finish_training(run, backbone, "reward", result, groups, self.batch)
+        accuracy = pair_accuracy(backbone, "reward", held_out, engine) if held_out else None
+        run.update_record(
+            label=self.label or "reward model",
+            summary={
+                "train_accuracy": pair_accuracy(backbone, "reward", groups, engine),
+                "validation_accuracy": accuracy,
+                "validation_pairs": sum(len(g.verdict.pairs()) for g in held_out),
+            },
+        )
+
+    def estimate(self, cache: Path) -> Estimate:
+        """Unknown data size: tokens of the stated steps only."""
+        from alignlab.stages.estimate import training_estimate
+
+        return training_estimate(self.backbone, cache, tokens=(self.steps or 0) * self.batch * 256)
+
+
+def group_scores(reward: Tensor, groups: Sequence[TokenGroup]) -> GroupScores:
+    """Arrange the (C,) scores of a micro-batch as ordered pairs within their prompts."""
+    import torch
+
+    from alignlab.tensors import GroupScores
+
+    better, worse, owner, first = [], [], [], 0
+    for index, group in enumerate(groups):
+        for good, bad in group.verdict.pairs():
+            better.append(first + good)
+            worse.append(first + bad)
+            owner.append(index)
+        first += len(group.completions)
+
+    def index_of(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=reward.device)
+
+    return GroupScores(reward, index_of(better), index_of(worse), index_of(owner), len(groups))
+
+
+def scores_of(
+    backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine
+) -> Tensor:
+    """Scores (C,) of all completions of ``groups``, in order, without gradients."""
+    from alignlab.rewards.learned import score_groups
+
+    with backbone.view(view) as active:
+        return score_groups(active, groups, engine.token_budget, engine.workers().device)
+
+
+def pair_accuracy(
+    backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine
+) -> float:
+    """Share of ordered pairs whose better completion scores higher; a tie counts one half."""
+    scores = group_scores(scores_of(backbone, view, groups, engine), groups)
+    gap = scores.reward[scores.better] - scores.reward[scores.worse]
+    return float(((gap > 0).double() + 0.5 * (gap == 0).double()).mean())

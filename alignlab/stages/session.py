@@ -1,0 +1,178 @@
+"""What the stages share: opening models and data, packing a step, keeping the record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from alignlab.data.gate import check, require
+from alignlab.data.order import step_rows
+from alignlab.data.pack import flatten, group_tokens, pack
+from alignlab.engine.work import Micro, TrainResult
+from alignlab.run import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from alignlab.data.group import PromptGroup, TokenGroup
+    from alignlab.data.template import Tokenization
+    from alignlab.engine.distributed import Engine
+    from alignlab.models.backbone import Backbone, View
+    from alignlab.models.load import BackboneConfig
+    from alignlab.run import Run
+    from alignlab.tensors import FlatBatch
+
+Metrics = dict[str, tuple[Any, float]]
+
+
+def open_backbone(
+    config: BackboneConfig, run: Run, engine: Engine, seed: int, base: Path | None = None
+) -> Backbone:
+    """Load the base model named by ``config`` (or the model folder ``base``) on the device."""
+    from alignlab.models.backbone import Backbone
+
+    backbone = Backbone.load(config, cache_of(run), engine.workers().device, base=base, seed=seed)
+    layout, reason = backbone.layout
+    run.update_record(layout=layout, layout_reason=reason, dtype=backbone.dtype_name)
+    return backbone
+
+
+def tokenize(
+    groups: Sequence[PromptGroup],
+    tokenization: Tokenization,
+    run: Run,
+    *,
+    need: str,
+    held_out: Mapping[str, Sequence[PromptGroup]] | None = None,
+) -> list[TokenGroup]:
+    """Tokenise ``groups`` and pass them through the gate: errors stop, warnings are recorded."""
+    tokens = tokenization.groups(groups)
+    inspect(groups, tokens, tokenization, run, need=need, held_out=held_out)
+    return tokens
+
+
+def inspect(
+    groups: Sequence[PromptGroup],
+    tokens: Sequence[TokenGroup],
+    tokenization: Tokenization,
+    run: Run,
+    *,
+    need: str,
+    held_out: Mapping[str, Sequence[PromptGroup]] | None = None,
+    sampled: bool = False,
+) -> None:
+    """Run the data gate over what a stage is about to train on.
+
+    ``held_out`` are the splits whose prompts must not occur in ``groups``; ``sampled`` completions
+    come from a policy, so being cut off is no fault of the data.
+    """
+    findings = check(
+        groups, tokens, tokenization.tokenizer, need=need, other=held_out, sampled=sampled
+    )
+    for finding in findings:
+        if finding.severity == "warning":
+            run.warn(f"data: {finding.message} ({finding.count} rows)")
+    require(findings)
+
+
+def cache_of(run: Run) -> Path:
+    """Cache folder of the store that ``run`` is in."""
+    return Store(run.path.parent).cache
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One micro-batch and the statistics of the step that it belongs to."""
+
+    batch: FlatBatch
+    groups: tuple[TokenGroup, ...]
+    count: float  # units of the whole step, over all micro-batches and ranks
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OfflineWork:
+    """A training stage over a fixed list of prompt groups; a pure function of (seed, step).
+
+    ``count`` gives the number of loss units in a step's groups and ``loss_of`` the sum of unit
+    losses of one micro-batch divided by it, so neither packing nor accumulation can change it.
+    ``statistics``, if given, computes what must be known about the whole step before its first
+    micro-batch (KTO's KL point), as tensors handed to every micro-batch.
+    """
+
+    groups: Sequence[TokenGroup]
+    batch: int  # prompt groups per optimizer step
+    seed: int
+    engine: Engine
+    view: str
+    count: Callable[[Sequence[TokenGroup]], float]
+    loss_of: Callable[[View, Packed], tuple[Tensor, Metrics]]
+    statistics: Callable[[Sequence[TokenGroup]], Mapping[str, Tensor]] | None = None
+    extra_of: Callable[[Sequence[TokenGroup]], Mapping[str, Tensor]] | None = None
+
+    def micros(self, step: int) -> list[Micro]:
+        """Micro-batches of ``step`` on this rank, packed to the engine's token budget."""
+        workers = self.engine.workers()
+        rows = step_rows(step - 1, self.batch, len(self.groups), self.seed)
+        chosen = [self.groups[r] for r in rows]
+        statistics = dict(self.statistics(chosen)) if self.statistics else {}
+        mine = workers.share(chosen)
+        return [
+            Micro(
+                view=self.view,
+                data=Packed(
+                    batch=flatten(part).to(workers.device),
+                    groups=tuple(part),
+                    count=self.count(chosen),
+                    extra={**statistics, **(dict(self.extra_of(part)) if self.extra_of else {})},
+                ),
+                tokens=sum(group_tokens(g) for g in part),
+                label="rows " + ", ".join(str(g.row) for g in part[:8]),
+            )
+            for part in split(mine, self.engine.token_budget)
+        ]
+
+    def loss(self, view: View, micro: Micro) -> tuple[Tensor, Metrics]:
+        """Loss of one micro-batch, already divided by the units of the whole step."""
+        return self.loss_of(view, micro.data)
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the data order is a function of (seed, step)."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def split(groups: Sequence[TokenGroup], budget: int) -> list[list[TokenGroup]]:
+    """Pack groups into micro-batches of at most ``budget`` tokens (a larger group stands alone)."""
+    bins = pack([group_tokens(g) for g in groups], budget)
+    return [[groups[i] for i in part] for part in bins]
+
+
+def finish_training(
+    run: Run,
+    backbone: Backbone,
+    view: str,
+    result: TrainResult,
+    groups: Sequence[TokenGroup],
+    batch: int,
+) -> None:
+    """Save the trained view and write what the stage cost into the run record."""
+    from alignlab.stages.estimate import training_flops
+
+    backbone.save(view, run.model_dir)
+    total, trained = backbone.parameter_counts(view)
+    completions = sum(len(g.completions) for g in groups) / max(len(groups), 1)
+    run.update_record(
+        params_total=total,
+        params_trained=trained,
+        updates=result.steps,
+        prompts=result.steps * batch,
+        completions=round(result.steps * batch * completions),
+        tokens_trained=result.tokens,
+        flops=training_flops(total, trained, result.tokens),
+    )

@@ -1,0 +1,153 @@
+"""Supervised fine-tuning: maximise the likelihood of demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from alignlab.engine.optimizer import Optimizer
+from alignlab.engine.stopping import EarlyStopping
+from alignlab.errors import DataError
+from alignlab.models.load import BackboneConfig
+from alignlab.spec import Spec, build
+from alignlab.stages.stage import Estimate, Role, Stage
+from alignlab.typed import Range
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from alignlab.data.group import PromptGroup, TokenGroup
+    from alignlab.engine.distributed import Engine
+    from alignlab.models.backbone import Backbone, View
+    from alignlab.run import Run
+    from alignlab.stages.session import Metrics, Packed
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT(Stage):
+    """Token-mean negative log-likelihood of the completions, over the global batch.
+
+    L = −Σ log π(y_t | x, y_<t) / Σ |y|, both sums over every completion token (EOS included) of the
+    optimizer step, on all ranks. Prompts carry no loss.
+    """
+
+    kind: ClassVar[str] = "sft"
+    roles: ClassVar[Mapping[str, Role]] = {"init": Role(("pretrain", "sft"), optional=True)}
+
+    backbone: BackboneConfig
+    data: Spec
+    max_prompt: Annotated[int, Range(min=1)]
+    max_completion: Annotated[int, Range(min=1)]
+    rows: Annotated[int, Range(min=1)] | None
+    batch: Annotated[int, Range(min=1)]
+    epochs: Annotated[float, Range(min=0, min_open=True)]
+    steps: Annotated[int, Range(min=1)] | None
+    optimizer: Optimizer
+    evaluate_every: Annotated[int, Range(min=0)]
+    evaluate_rows: Annotated[int, Range(min=1)]
+    early_stopping: EarlyStopping | None
+
+    def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
+        """Train on the ``sft`` split; keep the policy (adapter or model) in the run folder."""
+        from alignlab.data.order import steps_of
+        from alignlab.data.template import Tokenization
+        from alignlab.engine.loop import train
+        from alignlab.stages.session import (
+            OfflineWork,
+            finish_training,
+            open_backbone,
+            tokenize,
+        )
+
+        init = inputs.get("init")
+        pretrained = init.model_dir if init is not None and init.kind == "pretrain" else None
+        backbone = open_backbone(self.backbone, run, engine, self.seed, base=pretrained)
+        source = init.model_dir if init is not None and init.kind == "sft" else None
+        backbone.add("policy", source=source, trainable=True)
+        tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
+        data = build(self.data)
+        groups = tokenize(
+            demonstrations(data.load("sft"))[: self.rows],
+            tokenization,
+            run,
+            need="demonstration",
+            held_out={split: data.load(split) for split in ("validation", "test")},
+        )
+        held_out = tokenization.groups(
+            demonstrations(data.load("validation"))[: self.evaluate_rows]
+        )
+        work = OfflineWork(
+            groups, self.batch, self.seed, engine, "policy", count=completion_tokens, loss_of=loss
+        )
+        result = train(
+            work,
+            backbone,
+            ["policy"],
+            optimizer=self.optimizer,
+            steps=self.steps or steps_of(self.epochs, self.batch, len(groups)),
+            run=run,
+            engine=engine,
+            seed=self.seed,
+            evaluate=lambda: {"nll": mean_nll(backbone, "policy", held_out, engine)},
+            evaluate_every=self.evaluate_every,
+            early_stopping=self.early_stopping,
+        )
+        finish_training(run, backbone, "policy", result, groups, self.batch)
+        run.update_record(
+            label=self.label or "SFT",
+            summary={"validation_nll": mean_nll(backbone, "policy", held_out, engine)},
+        )
+
+    def estimate(self, cache: Path) -> Estimate:
+        """Rows × epochs × the length limits (an upper bound on tokens)."""
+        from alignlab.stages.estimate import training_estimate
+
+        steps = self.steps or round(self.epochs * (self.rows or 10_000) / self.batch)
+        per_group = self.max_prompt + self.max_completion
+        return training_estimate(self.backbone, cache, tokens=steps * self.batch * per_group)
+
+
+def demonstrations(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
+    """Keep the completion that each group's verdict calls best: what there is to imitate."""
+    from dataclasses import replace
+
+    from alignlab.data.group import DEMONSTRATION
+
+    return [
+        replace(g, completions=(g.completions[g.verdict.best()],), verdict=DEMONSTRATION)
+        for g in groups
+        if g.completions
+    ]
+
+
+def completion_tokens(groups: Sequence[TokenGroup]) -> float:
+    """Number of completion tokens in ``groups``: the unit of the SFT loss."""
+    return float(sum(len(c) for g in groups for c in g.completions))
+
+
+def loss(view: View, packed: Packed) -> tuple[Tensor, Metrics]:
+    """SFT loss of one micro-batch over the tokens of the whole step."""
+    from alignlab.objectives.likelihood import nll
+
+    losses = nll(view.logps(packed.batch))
+    return losses.sum() / packed.count, {"nll": (losses.detach().sum(), len(losses))}
+
+
+def mean_nll(backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine) -> float:
+    """Mean negative log-likelihood in nats per completion token, without gradients."""
+    import torch
+
+    from alignlab.data.pack import flatten
+    from alignlab.stages.session import split
+
+    total, count = 0.0, 0
+    with torch.no_grad(), backbone.view(view) as active:
+        for part in split(groups, engine.token_budget):
+            logps = active.logps(flatten(part).to(engine.workers().device))
+            total, count = total - float(logps.double().sum()), count + len(logps)
+    if not count:
+        raise DataError("there is no held-out completion to measure the likelihood of.")
+    return total / count

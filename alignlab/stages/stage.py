@@ -1,0 +1,100 @@
+"""What every stage is: a frozen dataclass of hyperparameters plus one verb.
+
+A stage names the stages it depends on (``inputs``: role → stage name), says which kinds of stage
+may fill a role, and does its work in ``run``. Importing a stage module must not import torch:
+planning a study of ten thousand stages is done from these classes alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from alignlab.errors import ConfigError, did_you_mean
+from alignlab.spec import Spec, build
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from alignlab.engine.distributed import Engine
+    from alignlab.run import Run
+
+POLICY_KINDS = ("sft", "preference", "ppo", "grpo")
+
+
+@dataclass(frozen=True)
+class Role:
+    """What may stand behind one input of a stage."""
+
+    kinds: tuple[str, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage will cost, as far as it can be known before anything is loaded."""
+
+    params_total: int = 0
+    params_trained: int = 0
+    tokens: int = 0  # tokens that pass through a model, sampled ones included
+    flops: float = 0.0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(ABC):
+    """Base of all stages. Fields here belong to every stage; the rest is on the final classes."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = (
+        1  # raise it when the stage's arithmetic changes: old runs stop matching
+    )
+    roles: ClassVar[Mapping[str, Role]] = {}
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"label"})  # fields that change no number
+
+    seed: int
+    inputs: Mapping[str, str]
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        for role in self.inputs:
+            if role not in self.roles:
+                known = ", ".join(self.roles) or "none"
+                raise ConfigError(
+                    f"inputs.{role}: a {self.kind} stage has no such input (it takes: {known})."
+                    + did_you_mean(role, self.roles)
+                )
+        for role, rule in self.roles.items():
+            if role not in self.inputs and not rule.optional:
+                kinds = " or ".join(rule.kinds)
+                raise ConfigError(
+                    f"inputs.{role} is missing: a {self.kind} stage needs a {kinds} stage there."
+                )
+        self.validate()
+
+    def validate(self) -> None:  # noqa: B027 (most stages have nothing to add)
+        """Check what types and ranges cannot say; raise ConfigError."""
+
+    def fingerprint(self) -> str:
+        """Fingerprint of what the stage reads by itself: its data set and its base model's files."""
+        from alignlab.models.identity import identity
+
+        data, backbone = getattr(self, "data", None), getattr(self, "backbone", None)
+        parts = [build(data).fingerprint() if isinstance(data, Spec) else ""]
+        if backbone is not None:
+            parts.append(identity(backbone.path, backbone.revision))
+        return " ".join(parts)
+
+    def estimate(self, cache: Path) -> Estimate:
+        """Cost of the stage, from its fields alone; ``cache`` is the store's cache folder."""
+        return Estimate()
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
+        """Do the work: read finished ``inputs``, write everything into ``run``."""
+
+    def named(self) -> dict[str, Any]:
+        """Fields as a plain mapping of name → value (not converted)."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,0 +1,289 @@
+"""Mappings to frozen dataclasses: every unknown, missing or mistyped key is named with its path.
+
+``build(PPO, {"kl_coeff": -1}, "stages.policy")`` collects all problems of the mapping and raises
+one :class:`~alignlab.errors.ConfigError`. Conversion is strict, because a configuration that is
+silently bent is a wrong experiment:
+
+* ``bool`` is never a number, a number is never a ``str``, a float is never an ``int``;
+* an ``int`` is accepted for ``float``;
+* a string such as ``"1e-4"`` is accepted for ``float``: YAML 1.1 wants a dot in a number with an
+  exponent and otherwise reads ``1e-4`` as text. ``"inf"`` is accepted as well, because
+  :func:`to_mapping` writes it; any other text is refused;
+* a list becomes a tuple; ``???`` (OmegaConf's mark) is a missing value.
+
+A type of its own kind (see ``alignlab.spec.Spec``) takes part by having the two methods of
+:class:`~alignlab.annotations.Parsed`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from alignlab.annotations import Parsed, Range, described, expressible, hints, join, shown
+from alignlab.errors import ConfigError, did_you_mean
+
+__all__ = ["Problems", "Range", "build", "convert", "described", "expressible", "to_mapping"]
+
+T = TypeVar("T")
+
+TARGET = "_target_"
+ABSENT = "???"
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+|[+-]?\.?inf")
+
+
+class Problems(ConfigError):
+    """One error for all that is wrong with one mapping; ``problems`` holds a line for each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        head = f"{len(self.problems)} problems in the configuration:\n  "
+        super().__init__(
+            self.problems[0] if len(self.problems) == 1 else head + "\n  ".join(self.problems)
+        )
+
+
+def build(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> T:
+    """Make the dataclass ``cls`` from ``mapping``; ``path`` is what messages call the mapping.
+
+    A ``_target_`` key is allowed when it names ``cls``. Raises ConfigError listing every problem.
+    """
+    problems: list[str] = []
+    built = _dataclass(cls, mapping, path, problems)
+    if problems:
+        raise Problems(problems)
+    return built
+
+
+def convert(annotation: Any, value: Any, path: str) -> Any:
+    """Convert one value to ``annotation``; raise ConfigError listing every problem."""
+    problems: list[str] = []
+    converted = _convert(annotation, value, path, problems)
+    if problems:
+        raise Problems(problems)
+    return converted
+
+
+def to_mapping(obj: Any) -> Any:
+    """Write ``obj`` as JSON-able data, the inverse of :func:`build`; equal objects write equally.
+
+    Dataclasses become mappings in the order of their fields, tuples lists, sets sorted lists, paths
+    text, and numbers that are not finite the text ``"nan"``, ``"inf"`` or ``"-inf"``.
+    Raises TypeError for anything else.
+    """
+    if isinstance(obj, Parsed) and not isinstance(obj, type):
+        return to_mapping(obj.to_node())
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return {f.name: to_mapping(getattr(obj, f.name)) for f in dataclasses.fields(obj) if f.init}
+    if isinstance(obj, Mapping):
+        if wrong := [key for key in obj if not isinstance(key, str)]:
+            raise TypeError(f"a mapping with the key {wrong[0]!r}: only text keys can be written")
+        return {key: to_mapping(value) for key, value in obj.items()}
+    if isinstance(obj, (set, frozenset)):
+        return sorted(to_mapping(value) for value in obj)
+    if isinstance(obj, (tuple, list)):
+        return [to_mapping(value) for value in obj]
+    if isinstance(obj, Path):
+        return obj.as_posix()
+    if isinstance(obj, float):
+        return float(obj) if math.isfinite(obj) else str(float(obj))
+    if obj is None or isinstance(obj, (bool, int, str)):
+        return obj
+    raise TypeError(f"a {type(obj).__name__} cannot be written as configuration: {obj!r}")
+
+
+def _dataclass(cls: Any, mapping: Any, path: str, problems: list[str]) -> Any:
+    """Build ``cls``; on a problem append to ``problems`` and return None."""
+    if isinstance(mapping, cls):
+        return mapping
+    before = len(problems)
+    values = arguments(cls, mapping, path, problems)
+    if len(problems) > before:
+        return None
+    try:
+        return cls(**values)
+    except (ConfigError, ValueError) as error:
+        problems.extend(f"{path}: {line}" if path else line for line in lines(error))
+        return None
+
+
+def arguments(
+    cls: Any, mapping: Any, path: str, problems: list[str], late: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Convert ``mapping`` to keyword arguments of ``cls``; fields in ``late`` may be missing."""
+    if not isinstance(mapping, Mapping):
+        problems.append(f"{path or cls.__name__}: expected a mapping, got {shown(mapping)}.")
+        return {}
+    resolved = hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        where = join(path, key)
+        if key == TARGET:
+            if value != name:
+                problems.append(f"{where}: expected {name!r}, got {shown(value)}.")
+        elif key not in fields:
+            problems.append(f"{where}: unknown key of {cls.__name__}." + _suggest(key, fields))
+        elif value != ABSENT:
+            values[key] = _convert(resolved[key], value, where, problems)
+    for key, field in fields.items():
+        optional = field.default is not MISSING or field.default_factory is not MISSING
+        if key not in late and not optional and mapping.get(key, ABSENT) == ABSENT:
+            problems.append(f"{join(path, key)}: missing, expected {described(resolved[key])}.")
+    return values
+
+
+def _suggest(key: Any, names: Mapping[str, Any]) -> str:
+    near = did_you_mean(str(key), names)
+    return near or f" The keys are {', '.join(names) or 'none'}."
+
+
+def lines(error: Exception) -> tuple[str, ...]:
+    """Return the separate problems that an error reports."""
+    return error.problems if isinstance(error, Problems) else (str(error),)
+
+
+def _convert(annotation: Any, value: Any, path: str, problems: list[str]) -> Any:
+    """Convert ``value``; on a problem append to ``problems`` and return None."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return value
+    if origin is Annotated:
+        return _annotated(inner, value, path, problems)
+    if origin in (Union, types.UnionType):
+        return _union(inner, value, path, problems)
+    if origin is Literal:
+        return _literal(inner, value, path, problems)
+    if origin in (tuple, list, Sequence):
+        return _sequence(annotation, value, path, problems)
+    if origin in (dict, Mapping):
+        return _mapping(annotation, value, path, problems)
+    if annotation in _SCALARS:
+        return _scalar(annotation, value, path, problems)
+    if isinstance(annotation, type) and issubclass(annotation, Parsed):
+        return _parsed(annotation, value, path, problems)
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return _dataclass(annotation, value, path, problems)
+    raise TypeError(f"{path}: a configuration cannot hold the type {annotation!r}")
+
+
+def _annotated(inner: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> Any:
+    before = len(problems)
+    converted = _convert(inner[0], value, path, problems)
+    if len(problems) > before or not isinstance(converted, (int, float)):
+        return converted  # Annotated[float | None, Range(...)]: null has no bounds to keep
+    problems += [
+        f"{path}: expected {described(inner[0])} {bound}, got {shown(value)}."
+        for bound in inner[1:]
+        if isinstance(bound, Range) and not bound.holds(converted)
+    ]
+    return converted
+
+
+def _union(members: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> Any:
+    """Prefer the member that takes the value as it is, then the first that can convert it."""
+    converted: list[Any] = []
+    failures: list[list[str]] = []
+    for member in members:
+        trouble: list[str] = []
+        result = _convert(member, value, path, trouble)
+        if trouble:
+            failures.append(trouble)
+        elif type(result) is type(value):
+            return result
+        else:
+            converted.append(result)
+    if converted:
+        return converted[0]
+    # A mapping or list was meant for the one member that reads such: its own problems say more.
+    reads = [m for m in members if m not in _SCALARS and typing.get_origin(m) is not Literal]
+    if isinstance(value, (Mapping, list, tuple)) and len(reads) == 1:
+        problems.extend(failures[members.index(reads[0])])
+    else:
+        expected = " or ".join(described(member) for member in members)
+        near = "".join(_choices(m, value) for m in members if typing.get_origin(m) is Literal)
+        problems.append(f"{path}: expected {expected}, got {shown(value)}.{near}")
+    return None
+
+
+def _choices(annotation: Any, value: Any) -> str:
+    texts = [choice for choice in typing.get_args(annotation) if isinstance(choice, str)]
+    return did_you_mean(value, texts) if isinstance(value, str) else ""
+
+
+def _literal(choices: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> Any:
+    for choice in choices:
+        if type(choice) is type(value) and choice == value:
+            return choice
+    expected = described(Literal[choices])
+    near = _choices(Literal[choices], value)
+    problems.append(f"{path}: expected {expected}, got {shown(value)}.{near}")
+    return None
+
+
+def _sequence(annotation: Any, value: Any, path: str, problems: list[str]) -> Any:
+    """Make a tuple of a list: frozen dataclasses hold nothing that can be changed."""
+    inner = typing.get_args(annotation)
+    fixed = typing.get_origin(annotation) is tuple and not (len(inner) == 2 and inner[1] is ...)
+    listed = isinstance(value, (list, tuple))
+    if not listed or (fixed and len(value) != len(inner)):
+        problems.append(f"{path}: expected {described(annotation)}, got {shown(value)}.")
+        return None
+    members = inner if fixed else (inner[0],) * len(value)
+    parts = enumerate(zip(members, value, strict=True))
+    return tuple(_convert(m, v, f"{path}[{i}]", problems) for i, (m, v) in parts)
+
+
+def _mapping(annotation: Any, value: Any, path: str, problems: list[str]) -> Any:
+    if not isinstance(value, Mapping):
+        problems.append(f"{path}: expected {described(annotation)}, got {shown(value)}.")
+        return None
+    wrong = [key for key in value if not isinstance(key, str)]
+    problems += [f"{join(path, key)}: expected a text key, got {shown(key)}." for key in wrong]
+    member = typing.get_args(annotation)[1]
+    return {key: _convert(member, item, join(path, key), problems) for key, item in value.items()}
+
+
+def _scalar(wanted: type, value: Any, path: str, problems: list[str]) -> Any:
+    taken = _SCALARS[wanted](value)
+    if taken is None and value is not None:
+        problems.append(f"{path}: expected {described(wanted)}, got {shown(value)}.")
+    elif wanted is not types.NoneType and value is None:
+        problems.append(f"{path}: expected {described(wanted)}, got null.")
+    return taken
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value.replace(".inf", "inf"))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        return None
+    return float(value)
+
+
+_SCALARS: dict[type, Callable[[Any], Any]] = {
+    bool: lambda value: value if isinstance(value, bool) else None,
+    int: lambda value: value if type(value) is int else None,
+    float: _number,
+    str: lambda value: value if isinstance(value, str) else None,
+    Path: lambda value: Path(value) if isinstance(value, (str, Path)) else None,
+    types.NoneType: lambda value: None,
+}
+
+
+def _parsed(cls: type[Parsed], value: Any, path: str, problems: list[str]) -> Any:
+    if isinstance(value, cls):
+        return value
+    try:
+        return cls.from_node(value, path)
+    except ConfigError as error:
+        problems.extend(lines(error))
+        return None

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignlab.data.group import NONE, TokenGroup
+from alignlab.data.pack import flatten, group_tokens, pack
+from alignlab.errors import DataError
+
+
+def token_group(prompt: list[int], *completions: list[int], row: int = 0) -> TokenGroup:
+    arrays = tuple(np.array(c, dtype=np.int32) for c in completions)
+    flags = (False,) * len(arrays)
+    return TokenGroup(np.array(prompt, dtype=np.int32), arrays, NONE, row, f"r{row}", flags)
+
+
+def test_flatten_by_hand():
+    # index      0  1  2 | 3  4 | 5  6  7 | 8  9 | 10 | 11
+    # token     10 11 12 |20 21 |30 31 32 |40 41 | 50 | 60       group 2 = prompt 60 only
+    # position   0  1  2 | 3  4 | 3  4  5 | 0  1 |  2 |  0
+    batch = flatten(
+        [
+            token_group([10, 11, 12], [20, 21], [30, 31, 32], row=7),
+            token_group([40, 41], [50], row=3),
+            token_group([60], row=5),
+        ]
+    )
+    assert batch.input_ids.tolist() == [10, 11, 12, 20, 21, 30, 31, 32, 40, 41, 50, 60]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 0]
+    assert batch.target_ids.tolist() == [20, 21, 30, 31, 32, 50]
+    assert batch.predictor_index.tolist() == [2, 3, 2, 5, 6, 9]
+    assert batch.target_completion.tolist() == [0, 0, 1, 1, 1, 2]
+    assert batch.end_index.tolist() == [4, 7, 10]
+    assert batch.lengths.tolist() == [2, 3, 1]
+    assert batch.completion_group.tolist() == [0, 0, 1]
+    assert batch.rows.tolist() == [7, 3, 5]
+    assert [span.prompt for span in batch.spans] == [(0, 3), (8, 10), (11, 12)]
+    assert [span.completions for span in batch.spans] == [((3, 5), (5, 8)), ((10, 11),), ()]
+    assert (batch.completions, batch.tokens) == (3, 12)
+    assert str(batch.input_ids.dtype) == "torch.int64"
+
+
+def test_flatten_of_prompts_only_has_no_targets():
+    batch = flatten([token_group([1, 2]), token_group([3])])
+    assert batch.target_ids.tolist() == batch.end_index.tolist() == []
+    assert batch.predictor_index.shape == (0,)
+    assert batch.tokens == 3
+
+
+def test_flatten_refuses_what_it_cannot_predict():
+    with pytest.raises(DataError, match="Row 4"):
+        flatten([token_group([1], [2]), token_group([1], [2], [], row=4)])
+    with pytest.raises(DataError, match="Row 9"):
+        flatten([token_group([], [2], row=9)])
+    with pytest.raises(ValueError, match="at least one"):
+        flatten([])
+
+
+ids = st.lists(st.integers(0, 99), min_size=1, max_size=5)
+
+
+@given(st.lists(st.tuples(ids, st.lists(ids, max_size=4)), min_size=1, max_size=6))
+def test_flatten_law_every_target_follows_its_predictor(data):
+    groups = [token_group(p, *cs, row=i) for i, (p, cs) in enumerate(data)]
+    batch = flatten(groups)
+    assert batch.tokens == sum(map(group_tokens, groups))
+    position = batch.position_ids.numpy()
+    n = 0
+    for group, span in zip(groups, batch.spans, strict=True):
+        for completion, (first, last) in zip(group.completions, span.completions, strict=True):
+            assert batch.input_ids[first:last].tolist() == completion.tolist()
+            for j in range(last - first):
+                predictor = int(batch.predictor_index[n])
+                assert predictor == (span.prompt[1] - 1 if j == 0 else first + j - 1)
+                assert position[first + j] == position[predictor] + 1
+                n += 1
+    assert n == len(batch.target_ids)
+
+
+def test_pack_by_hand():
+    # decreasing: 7(0) 5(2) 4(3) 3(1) 3(4), budget 10: [7,3] [5,4] [3]
+    assert pack([7, 3, 5, 4, 3], 10) == [[0, 1], [2, 3], [4]]
+    assert pack([25, 1], 10) == [[0], [1]]  # too large: alone
+    assert pack([], 10) == []
+    with pytest.raises(ValueError, match="positive"):
+        pack([1], 0)
+
+
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 50))
+def test_pack_law_every_item_once_within_budget(sizes, budget):
+    bins = pack(sizes, budget)
+    assert sorted(i for members in bins for i in members) == list(range(len(sizes)))
+    for members in bins:
+        assert sum(sizes[i] for i in members) <= budget or len(members) == 1
+    # first fit: no two bins could be one
+    totals = sorted(sum(sizes[i] for i in members) for members in bins)
+    assert len(totals) < 2 or totals[0] + totals[1] > budget

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from alignlab.data.sources import File, Hub, assign
+from alignlab.errors import DataError
+
+
+def source(cls=File, **changes):
+    fields = {
+        "format": "auto",
+        "style": "as_is",
+        "fields": {},
+        "validation": 0.05,
+        "test": 0.05,
+        "sft": 0.5,
+        "share": True,
+        "limit": {},
+    }
+    own = {
+        File: {"path": "", "validation_path": None, "test_path": None},
+        Hub: {"id": "x/y", "config": None, "revision": None, "splits": {"train": "train"}},
+    }
+    return cls(**{**fields, **own[cls], **changes})
+
+
+def write(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    rows = [{"prompt": f"p{i % 300}", "chosen": f" c{i}", "rejected": f" r{i}"} for i in range(600)]
+    return write(tmp_path / "pairs.jsonl", rows)
+
+
+def prompts(source, split):
+    return {group.prompt for group in source.load(split)}
+
+
+def test_splits_are_disjoint_by_prompt_and_cover_the_file(pairs):
+    file = source(path=pairs)
+    sft, preference = file.load("sft"), file.load("preference")
+    validation, test = file.load("validation"), file.load("test")
+    assert sft == preference  # share
+    assert len(sft) + len(validation) + len(test) == 600
+    parts = [prompts(file, split) for split in ("sft", "validation", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 300
+    assert 4 <= len(parts[1]) <= 30
+    assert 4 <= len(parts[2]) <= 30
+
+
+def test_without_share_sft_and_preference_are_disjoint(pairs):
+    file = source(path=pairs, share=False, sft=0.25)
+    sft, preference = prompts(file, "sft"), prompts(file, "preference")
+    assert not sft & preference
+    assert 0.15 < len(sft) / (len(sft) + len(preference)) < 0.35
+    assert sft | preference == prompts(source(path=pairs), "sft")
+
+
+def test_growing_a_file_moves_no_prompt(tmp_path, pairs):
+    rows = [json.loads(line) for line in Path(pairs).read_text().splitlines()]
+    more = write(tmp_path / "more.jsonl", [*rows, {"prompt": "new", "chosen": "", "rejected": "x"}])
+    for split in ("sft", "validation", "test"):
+        assert prompts(source(path=pairs), split) <= prompts(source(path=more), split)
+
+
+def test_a_tiny_file_still_has_held_out_prompts(tmp_path):
+    path = write(tmp_path / "tiny", [{"prompt": p, "completion": " c"} for p in "abc"])
+    file = source(path=path)
+    assert [len(file.load(s)) for s in ("sft", "validation", "test")] == [1, 1, 1]
+    assert assign(["a", "b"], {"test": 0.0, "validation": 0.0}) == {"a": "train", "b": "train"}
+    with pytest.raises(DataError, match="2 distinct prompts cannot be cut"):
+        assign(["a", "b"], {"test": 0.1, "validation": 0.1})
+
+
+def test_own_files_for_held_out_splits(tmp_path, pairs):
+    other = write(tmp_path / "test.jsonl", [{"prompt": "t", "chosen": " c", "rejected": " r"}])
+    file = source(path=pairs, test_path=other, validation_path=other)
+    assert prompts(file, "test") == prompts(file, "validation") == {"t"}
+    assert len(file.load("sft")) == 600
+
+
+def test_pretraining_reads_the_best_text(tmp_path, pairs):
+    file = source(path=pairs)
+    texts = [g.completions[0] for g in file.load("pretrain")]
+    assert all(g.prompt == "" for g in file.load("pretrain"))
+    assert len(texts) == len(file.load("sft"))
+    assert all(" c" in text for text in texts)
+    assert len(file.load("pretrain_validation")) == len(file.load("validation"))
+    chat = write(tmp_path / "c", [{"messages": [{"role": "user", "content": x}]} for x in "abcd"])
+    with pytest.raises(DataError, match="plain text and the data are messages"):
+        source(path=chat).load("pretrain")
+
+
+def test_texts_to_model_are_split_by_text(tmp_path):
+    path = write(tmp_path / "t", [{"text": f"text {i}"} for i in range(100)])
+    file = source(path=path)
+    assert 80 < len(file.load("pretrain")) < 98
+
+
+def test_ids_limits_and_order(tmp_path, pairs):
+    file = source(path=pairs)
+    few = source(path=pairs, limit={"sft": 7, "test": None})
+    ids = [g.id for g in file.load("sft")]
+    assert len(set(ids)) == len(ids)
+    assert [g.id for g in few.load("sft")] == ids[:7]
+    assert file.load("sft")[0].meta["place"].startswith("line ")
+    rows = [json.loads(line) for line in Path(pairs).read_text().splitlines()]
+    turned = source(path=write(tmp_path / "turned", rows[::-1]))
+    assert [g.id for g in turned.load("sft")] == ids  # the order in the file does not matter
+
+
+def test_fingerprint_is_of_the_content_not_the_path(tmp_path, pairs):
+    copy = shutil.copy(pairs, tmp_path / "copy")
+    base = source(path=pairs).fingerprint()
+    assert source(path=str(copy)).fingerprint() == base
+    assert source(path=pairs, style="messages").fingerprint() != base
+    assert source(path=pairs, test_path=str(copy)).fingerprint() != base
+    with pytest.raises(DataError, match="No file"):
+        source(path=str(tmp_path / "none")).fingerprint()
+
+
+def test_errors_name_file_line_and_field(tmp_path):
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": 3}]
+    path = write(tmp_path / "bad.jsonl", rows)
+    message = r"bad.jsonl, line 2 \(format prompt_completion\): 'completion' must be text"
+    with pytest.raises(DataError, match=message):
+        source(path=path).load("sft")
+
+
+def test_fields_are_renamed(tmp_path):
+    rows = [{"q": f"{i}", "good": "a", "bad": "b"} for i in range(9)]
+    path = write(tmp_path / "x", rows)
+    names = {"q": "prompt", "good": "chosen", "bad": "rejected"}
+    assert source(path=path, fields=names).load("sft")[0].completions == ("a", "b")
+    with pytest.raises(DataError, match=r"names 'goood'.*Did you mean 'good'"):
+        source(path=path, fields={"goood": "chosen"}).load("sft")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "preferences"}, "Did you mean 'preference'"),
+        ({"validation": 0.6, "test": 0.4}, "leave rows"),
+        ({"limit": {"tests": 3}}, "Did you mean 'test'"),
+        ({"limit": {"test": 0}}, "at least 1"),
+    ],
+)
+def test_a_wrong_field_is_refused_at_once(changes, message):
+    with pytest.raises(DataError, match=message):
+        source(path="x", **changes)
+
+
+def test_hub_reads_mapped_splits(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    tables = {
+        "train_prefs": [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(50)],
+        "test_prefs": [{"prompt": "t", "chosen": "a", "rejected": "b"}],
+    }
+
+    def load_dataset(name, config, *, revision, split):
+        assert (name, config, revision) == ("x/y", None, "f" * 40)
+        return datasets.Dataset.from_list(tables[split])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    hub = source(
+        Hub, revision="f" * 40, splits={"train": "train_prefs", "test": "test_prefs"}, test=0.5
+    )
+    assert prompts(hub, "test") == {"t"}
+    assert len(hub.load("preference")) + len(hub.load("validation")) == 50
+    assert hub.fingerprint() != source(Hub, revision="e" * 40).fingerprint()
+    with pytest.raises(DataError, match=r"split 'nope'"):
+        source(Hub, revision="f" * 40, splits={"train": "nope"}).load("sft")
+
+
+def test_hub_without_a_commit_says_what_to_do(monkeypatch):
+    hub_client = pytest.importorskip("huggingface_hub")
+
+    class Offline:
+        def dataset_info(self, name, revision):
+            raise ConnectionError
+
+    monkeypatch.setattr(hub_client, "HfApi", Offline)
+    with pytest.raises(DataError, match="full commit hash"):
+        source(Hub).fingerprint()
+
+
+def test_hh_rlhf(shared_data):
+    file = source(path=str(shared_data / "hh-rlhf" / "harmless-base-part.jsonl.gz"))
+    groups = [g for s in ("preference", "validation", "test") for g in file.load(s)]
+    assert len(groups) == 1500
+    assert all(g.prompt.endswith("\n\nAssistant:") for g in groups)
+    assert all(len(g.completions) == 2 for g in groups)
+    chat = source(path=file.path, style="messages")
+    for group in chat.load("preference"):
+        roles = [m["role"] for m in group.prompt]
+        assert roles[-1] == "user"
+        assert all(c[0]["role"] == "assistant" for c in group.completions)
+
+
+def test_gsm8k(shared_data):
+    folder = shared_data / "gsm8k"
+    file = source(
+        path=str(folder / "train.jsonl.gz"), test_path=str(folder / "test.jsonl.gz"), validation=0.1
+    )
+    assert len(file.load("sft")) + len(file.load("validation")) == 7473
+    assert len(file.load("test")) == 700
+    answers = [g.meta["answer"] for g in file.load("test")]
+    assert all(a.replace(",", "").lstrip("-").replace(".", "").isdigit() for a in answers)
+    solved = source(path=str(folder / "example_model_solutions.jsonl.gz"))
+    groups = [g for s in ("preference", "validation", "test") for g in solved.load(s)]
+    assert len(groups) == 700
+    assert {len(g.completions) for g in groups} == {4}
+    assert sum(len(g.verdict.pairs()) for g in groups) > 500
+
+
+def test_self_instruct_and_ifbench(shared_data):
+    file = source(path=str(shared_data / "self-instruct" / "seed_tasks.jsonl"))
+    groups = [g for s in ("sft", "validation", "test") for g in file.load(s)]
+    assert len(groups) == 175
+    assert all(g.completions[0] and g.prompt.endswith("\n\n") for g in groups)
+    asks = source(path=str(shared_data / "ifbench" / "IFBench_test.jsonl"))
+    group = asks.load("test")[0]
+    assert group.completions == ()
+    assert group.meta["instruction_id_list"]

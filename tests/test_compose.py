@@ -1,0 +1,159 @@
+"""Composition and sweeps over a small configuration folder written here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignlab import compose as door
+from alignlab.compose import compose, compose_all, expand
+from alignlab.errors import ConfigError
+
+FILES = {
+    "config.yaml": """
+defaults:
+  - backbone: tiny
+  - data: reviews
+  - pipeline: preference
+  - _self_
+seed: 0
+study: null
+store: null
+""",
+    "backbone/tiny.yaml": "path: random:tiny\nrank: 8\n",
+    "backbone/small.yaml": "path: small\nrank: 2\n",
+    "data/reviews.yaml": "_target_: reviews\nrows: 3\n",
+    "data/file.yaml": "_target_: file\npath: ???\n",
+    "stage/sft.yaml": "seed: ${seed}\nbackbone: ${backbone}\ninputs: {}\nlr: 1.0e-3\n",
+    "pipeline/preference.yaml": """# @package _global_
+defaults:
+  - /stage@stages.sft: sft
+  - /stage@stages.policy: sft
+stages:
+  policy:
+    inputs: {init: sft}
+""",
+}
+
+
+@pytest.fixture(autouse=True)
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in FILES.items():
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setattr(door, "conf_dir", lambda: tmp_path)
+    return tmp_path
+
+
+def test_composition_is_plain_and_resolved() -> None:
+    config = compose(["seed=3", "backbone=small", "stages.policy.lr=0.5"])
+    assert type(config) is dict
+    assert type(config["stages"]["sft"]["backbone"]) is dict
+    assert config["stages"]["sft"] == {
+        "seed": 3,
+        "backbone": {"path": "small", "rank": 2},
+        "inputs": {},
+        "lr": 0.001,
+    }
+    assert config["stages"]["policy"]["lr"] == 0.5
+    assert config["stages"]["policy"]["inputs"] == {"init": "sft"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["backbone=tny"], ["backbone=tny", "Did you mean 'tiny'?", "small, tiny"]),
+        (["bakbone=tiny"], ["bakbone: unknown key", "Did you mean 'backbone'?"]),
+        (["backbone.rnk=3"], ["backbone.rnk: unknown key", "Did you mean 'rank'?"]),
+        (["stages.plicy.lr=1"], ["stages.plicy: unknown key", "Did you mean 'policy'?"]),
+        (["stages.policy.lrr=3"], ["stages.policy.lrr", "Did you mean 'lr'?"]),
+        (["seed.x=1"], ["seed.x", "'seed' is the value 0"]),
+        (["stage@stages.sft=xx"], ["no stage named 'xx'", "sft"]),
+        (["seed"], ["'seed'", "missing EQUAL", "key=value"]),
+        (["seed=[1"], ["'seed=[1'"]),
+        (["~foo"], ["foo: unknown key"]),
+        (["seed=${nope}"], ["stages.sft.seed", "'nope'"]),
+        (["~backbone"], ["stages.sft.backbone"]),
+        (["=1"], []),
+        (["+seedd=1"], ["seedd: unknown key", "Did you mean 'seed'?"]),
+        (["++stores=x"], ["stores: unknown key", "Did you mean 'store'?"]),
+        (["seed=1", "sed=2", "backbone.rnk=3"], ["backbone.rnk", "sed"]),
+    ],
+)
+def test_mistakes_are_refused_by_name(overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides)
+    message = str(caught.value)
+    if len(overrides) == 3:  # two mistakes: either may be named first, with its path
+        assert any(f"{part}: unknown key" in message for part in parts)
+    else:
+        assert all(part in message for part in parts), message
+    assert "Traceback" not in message
+
+
+def test_added_key_below_the_top_is_kept_for_the_typed_stage_to_judge() -> None:
+    assert compose(["+stages.sft.lrr=3"])["stages"]["sft"]["lrr"] == 3
+
+
+def test_data_path_alone_means_the_file_group() -> None:
+    assert compose(["data.path=x.jsonl"])["data"] == {"_target_": "file", "path": "x.jsonl"}
+    assert compose(["data=file", "data.path=y"])["data"]["path"] == "y"
+    with pytest.raises(ConfigError, match=r"data\.path"):  # the user's choice of a group stands
+        compose(["data=reviews", "data.path=x.jsonl"])
+
+
+def test_sweep_is_the_ordered_product() -> None:
+    assert expand(["seed=0,1", "study=s", "backbone=tiny,small"], multirun=True) == [
+        ["seed=0", "study=s", "backbone=tiny"],
+        ["seed=0", "study=s", "backbone=small"],
+        ["seed=1", "study=s", "backbone=tiny"],
+        ["seed=1", "study=s", "backbone=small"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "values"),
+    [
+        ("seed=range(3)", ["seed=0", "seed=1", "seed=2"]),
+        ("seed=choice(4,2)", ["seed=4", "seed=2"]),
+        ("backbone=glob(*)", ["backbone=small", "backbone=tiny"]),
+        ("backbone=glob(*,exclude=t*)", ["backbone=small"]),
+        ("+stages.sft.x=1,2", ["+stages.sft.x=1", "+stages.sft.x=2"]),
+        ("study='a,b'", ["study='a,b'"]),
+        ("stages.sft.lr=[1,2]", ["stages.sft.lr=[1,2]"]),
+    ],
+)
+def test_sweep_syntax(override: str, values: list[str]) -> None:
+    assert expand([override], multirun=True) == [[value] for value in values]
+    compose_all(expand([override], multirun=True))
+
+
+@pytest.mark.parametrize(
+    ("override", "multirun", "part"),
+    [
+        ("seed=1,2", False, "needs -m"),
+        ("seed=interval(0,1)", True, "interval"),
+        ("backbone=glob(q*)", True, "matches nothing"),
+        ("seed=[1", True, "cannot read"),
+    ],
+)
+def test_sweep_refusals(override: str, multirun: bool, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        expand([override], multirun=multirun)
+
+
+def test_hydra_is_left_as_it_was_found() -> None:
+    from hydra.core.global_hydra import GlobalHydra
+
+    compose([])
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_importing_the_module_imports_no_hydra() -> None:
+    code = "import sys, alignlab.compose; print('hydra' in sys.modules, 'omegaconf' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "False"]
