@@ -6,6 +6,7 @@ composition. Every refusal is a :class:`ConfigError` with the full path of the k
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from alignlab.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
 
 ROOT_CONFIG = "config"
 HELP_SYNTAX = "An override is key=value, +key=value to add a key, or ~key to remove one."
@@ -43,9 +45,17 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def compose_all(jobs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """Compose the configurations of many jobs, opening the configuration folder once."""
+    """Compose the configurations of many jobs; jobs that choose the same files share the reading.
+
+    Raises:
+        ConfigError: as :func:`compose`.
+    """
+    shared: dict[tuple[str, ...], DictConfig] = {}
     with _hydra():
-        return [_compose_one(_with_data_file(job)) for job in jobs]
+        return [
+            _compose_one(job) if len(jobs) == 1 else _compose_shared(job, shared)
+            for job in map(_with_data_file, jobs)
+        ]
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
@@ -79,15 +89,58 @@ def _with_data_file(overrides: Sequence[str]) -> list[str]:
 
 
 def _compose_one(overrides: Sequence[str]) -> dict[str, Any]:
-    import hydra
-    from hydra.errors import HydraException
+    named = _plain(_load(overrides))
+    _check_added(named, overrides)
+    return named
+
+
+def _compose_shared(
+    overrides: Sequence[str], shared: dict[tuple[str, ...], DictConfig]
+) -> dict[str, Any]:
+    """Compose one job of a sweep: read its files once for all jobs, then set its values.
+
+    Reading is nearly all of a composition's time, and Hydra itself sets plain values after it.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    groups = _groups()
+    values = [p for p in _parse(overrides) if _sets_a_value(p, groups)]
+    lines = {p.input_line for p in values}
+    rest = tuple(o for o in overrides if o not in lines)
+    if any(o.startswith(("+", "~")) for o in rest):
+        return _compose_one(overrides)  # here the order of all overrides can matter
+    if rest not in shared:
+        shared[rest] = _load(rest)
+    config = copy.deepcopy(shared[rest])
     try:
-        config = hydra.compose(ROOT_CONFIG, overrides=list(overrides))
+        for parsed in values:
+            OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=True)
+    except OmegaConfBaseException:
+        return _compose_one(overrides)  # which says what is wrong
+    return _plain(config)
+
+
+def _sets_a_value(parsed: Override, groups: set[str]) -> bool:
+    changes = not (parsed.is_add() or parsed.is_force_add() or parsed.is_delete())
+    return changes and parsed.package is None and parsed.key_or_group not in groups
+
+
+def _load(overrides: Sequence[str]) -> DictConfig:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return hydra.compose(ROOT_CONFIG, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explained(error, overrides) from None
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
@@ -96,20 +149,17 @@ def _compose_one(overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(f"{where}: {reason}.") from None
     if not isinstance(plain, dict):
         raise ConfigError(f"{ROOT_CONFIG}.yaml must hold a mapping at the top.")
-    named = {str(key): value for key, value in plain.items()}
-    _check_added(named, overrides)
-    return named
+    return {str(key): value for key, value in plain.items()}
 
 
 def _check_added(plain: Mapping[str, Any], overrides: Sequence[str]) -> None:
     # `+key=` may add any key. Below the top the typed stages refuse what they do not know, but
     # nothing reads an unknown key at the top: it would be accepted and change nothing.
-    added = [o for o in overrides if o.startswith("+")]
-    tops = {_key(o).split(".")[0]: o for o in added if _key(o).split(".")[0] in plain}
-    groups = _groups()
-    if not set(tops) - groups:
+    known = {*_groups(), "stages"}
+    tops = {_top(o): o for o in overrides if o.startswith("+") and _top(o) in plain}
+    if not set(tops) - known:
         return
-    known = {*_compose_one([o for o in overrides if o not in added]), *groups}
+    known |= set(_plain(_load([o for o in overrides if _top(o) not in tops])))
     for key, culprit in tops.items():
         if key not in known:
             raise ConfigError(
@@ -222,6 +272,10 @@ def _unknown_key(culprit: str, overrides: Sequence[str]) -> ConfigError:
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
+
+
+def _top(override: str) -> str:
+    return _key(override).split(".")[0]
 
 
 def _groups() -> set[str]:

@@ -10,9 +10,9 @@
       model/         the result        state/   what resuming needs; gone when done
       lease/         who works on it   DONE     sha256 of every file, written last
 
-A folder without DONE is resumed, never trusted. Numbers that are not finite are
-written as the text "nan", "inf", "-inf" and read back as numbers. In samples.jsonl, where text of
-that kind may be real, such a row also names the fields in "nonfinite".
+A folder without DONE is resumed, never trusted. Numbers that are not finite are written as the
+text "nan", "inf", "-inf" and read back as numbers. In samples.jsonl, where such text may be real,
+the row also names the fields in "nonfinite".
 """
 
 from __future__ import annotations
@@ -133,11 +133,10 @@ class Run:
 
     def samples(self) -> list[dict[str, Any]]:
         """Rows of samples.jsonl in the order of writing."""
-        found = []
-        for row in files.rows(self.path / "samples.jsonl"):
-            odd = row.pop("nonfinite", [])
-            found.append({k: files.NONFINITE[v] if k in odd else v for k, v in row.items()})
-        return found
+        rows = ((row.pop("nonfinite", []), row) for row in files.rows(self.path / "samples.jsonl"))
+        return [
+            {k: files.NONFINITE[v] if k in odd else v for k, v in row.items()} for odd, row in rows
+        ]
 
     @contextmanager
     def claim(
@@ -197,7 +196,7 @@ class Run:
         shutil.rmtree(self.state_dir, ignore_errors=True)
 
     def verify(self) -> list[str]:
-        """Compare the files with DONE; one line for each difference, so empty means intact."""
+        """Compare the files with DONE; one line for each difference, none when intact."""
         if not self.done:
             return [f"{self.name} is not finished"]
         expected = (files.read_json(self.path / "DONE") or {})["files"]
@@ -283,7 +282,7 @@ class Store:
         while waiting:
             record = runs[name].record if (name := waiting.pop()) in runs else {}
             used = [*record.get("inputs", {}).values(), record.get("reference")]
-            waiting += (new := {name for name in used if name is not None} - needed)
+            waiting += (new := set(filter(None, used)) - needed)
             needed |= new
         return [run for name, run in runs.items() if name not in needed and not run.live]
 

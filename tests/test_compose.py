@@ -146,6 +146,26 @@ def test_sweep_refusals(override: str, multirun: bool, part: str) -> None:
         expand([override], multirun=multirun)
 
 
+def test_jobs_of_a_sweep_compose_as_they_do_alone() -> None:
+    jobs = [
+        ["seed=1", "backbone=small"],
+        ["backbone=small", "seed=2", "stages.sft.lr=0.5", "stages.sft.lr=0.25"],
+        ["backbone=small", "backbone.path=other", "stages.policy.inputs={init: policy}"],
+        ["backbone.rank=${seed}", "seed=7"],
+        ["+stages.sft.x=1", "stages.sft.x=2"],
+        ["data.path=x", "seed=null"],
+        ["stage@stages.sft=sft", "~stages.policy"],
+    ]
+    assert compose_all(jobs) == [compose(job) for job in jobs]
+    assert compose_all(list(reversed(jobs))) == [compose(job) for job in reversed(jobs)]
+    for bad in (["sed=1"], ["backbone.rnk=1"], ["backbone=tny"], ["seed.x=1"], ["+sed=1"]):
+        with pytest.raises(ConfigError) as alone:
+            compose(bad)
+        with pytest.raises(ConfigError) as together:
+            compose_all([["seed=1"], bad])
+        assert str(together.value) == str(alone.value)
+
+
 def test_hydra_is_left_as_it_was_found() -> None:
     from hydra.core.global_hydra import GlobalHydra
 

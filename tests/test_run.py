@@ -36,7 +36,7 @@ def until(condition, seconds=20.0):
         time.sleep(0.01)
 
 
-# ---------------------------------------------------------------------------------- what is written
+# --------------------------------------------------------------------------------- what is written
 
 
 def test_metrics_are_read_back_also_when_not_finite(run):
@@ -121,7 +121,7 @@ def test_rewind_drops_later_and_torn_lines(run):
     assert (run.path / "metrics.jsonl").read_bytes().endswith(b"}\n")
 
 
-# --------------------------------------------------------------------------------------------- DONE
+# -------------------------------------------------------------------------------------------- DONE
 
 
 def finished(run: Run) -> Run:
@@ -208,7 +208,7 @@ def test_git_state_is_commit_and_hash_of_the_difference(tmp_path):
     assert read(tmp_path / "..") is None
 
 
-# -------------------------------------------------------------------------------------------- leases
+# ------------------------------------------------------------------------------------------ leases
 
 
 def race(path: str, start, trained, notes) -> None:
@@ -325,11 +325,14 @@ def test_a_foreign_owner_is_judged_by_its_heartbeat(run, monkeypatch):
     taker.release()
 
 
-def test_an_owner_that_was_taken_over_stops(run, monkeypatch):
-    with pytest.raises(TrainingError, match="taken over"), run.claim(heartbeat=0.01):
+def test_an_owner_that_was_taken_over_stops(run):
+    with run.claim(heartbeat=0.01):
         (run.path / "lease" / "000002.json").write_text(json.dumps(lease.identity()))
         until(lambda: run._lease.lost)
-        run.log(1, {"loss": 1.0})
+        with pytest.raises(TrainingError, match="taken over"):
+            run.log(1, {"loss": 1.0})
+        with pytest.raises(TrainingError, match="taken over"):
+            run.finish()
     assert run.metrics() == []
     assert not run.done
     assert (run.path / "lease" / "000002.json").exists()
@@ -360,7 +363,7 @@ def test_an_empty_lease_file_counts_as_live_at_first(run):
     taker.release()
 
 
-# --------------------------------------------------------------------------------------------- store
+# ------------------------------------------------------------------------------------------- store
 
 
 def test_find_by_name_key_and_prefix(store):

@@ -150,11 +150,11 @@ def test_typed_reads_specs_and_collects_their_problems():
     holder = typed.build(Holder, node, "stages.policy")
     assert holder.objective.target == "alignlab.toy.dpo"
     assert typed.build(Holder, typed.to_mapping(holder)) == holder
+    bad = {"objective": toy("dpo", beta="x", c=1), "reward": toy("dpo"), "x": 1}
     with pytest.raises(ConfigError) as caught:
-        bad = {"objective": toy("dpo", beta="x", c=1), "reward": toy("dpo"), "x": 1}
         typed.build(Holder, bad, "stages.policy")
     for part in ("objective.beta: exp", "objective.c: unk", "reward.beta: miss", "policy.x: unk"):
-        assert f"{part}" in str(caught.value)
+        assert part in str(caught.value)
 
 
 def test_spec_is_frozen_hashable_and_travels():

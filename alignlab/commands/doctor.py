@@ -18,6 +18,7 @@ from alignlab.compose import conf_dir
 from alignlab.environment import hardware, versions
 from alignlab.errors import AlignlabError
 from alignlab.launch.task import usable_cores
+from alignlab.models.memory import SMALL
 from alignlab.run import Store
 
 NEEDED = "torch transformers peft accelerate trl datasets wandb hydra-core numpy safetensors"
@@ -72,10 +73,10 @@ def _processor() -> Iterator[Finding]:
     yield Finding(None, "processor", f"{machine['cpu']}, {usable_cores()} usable cores")
     names = {"avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX bf16"}
     able = [text for flag, text in names.items() if flag in flags]
-    wise = "bfloat16" if "amx_bf16" in flags else "float32"
-    yield Finding(
-        None, "arithmetic", f"{', '.join(able) or 'no wide vectors'}; dtype auto = {wise}"
-    )
+    reduced = f"bfloat16 from {count(SMALL)} parameters on, else float32"
+    wise = reduced if {"avx512_bf16", "amx_bf16"} & flags else "float32"
+    text = f"{', '.join(able) or 'no wide vectors'}; dtype auto on the CPU = {wise}"
+    yield Finding(None, "arithmetic", text)
     free = available_memory()
     total = machine["memory_bytes"]
     text = f"{count(free, 'B')} free of {count(total, 'B')}"

@@ -20,13 +20,13 @@ def export(name: str, to: str, *, merge: bool) -> int:
 
 def chat(name: str, *, temperature: float, top_p: float, max_tokens: int, seed: int) -> int:
     """Talk to a run's policy in the terminal."""
-    from alignlab.models.export import load_merged
-    from alignlab.rollout.chat import Chat, talk
-
     store = Store(store_root())
     run = _finished(store, name)
     if (run.model_dir / "head.safetensors").is_file():
         raise ConfigError(f"{run.name} is a {run.kind} run: it scores text and does not write any.")
+    from alignlab.models.export import load_merged
+    from alignlab.rollout.chat import Chat, talk
+
     model, tokenizer = load_merged(run.model_dir, store.cache)
     chat = Chat(
         model,

@@ -48,8 +48,9 @@ def _task(run: Run, store: Store) -> Task:
     record = run.record
     root = store.root / "reproductions" / f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     root.mkdir(parents=True)
+    store.cache.mkdir(exist_ok=True)
     (root / "cache").symlink_to(store.cache.resolve(), target_is_directory=True)
-    for parent in record["inputs"].values():  # read where they are, never copied
+    for parent in set(record["inputs"].values()):  # read where they are, never copied
         if not (store.root / parent / "DONE").is_file():
             raise DataError(f"{run.name} reads {parent}, which is no longer in {store.root}.")
         (root / parent).symlink_to((store.root / parent).resolve(), target_is_directory=True)

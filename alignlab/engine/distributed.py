@@ -69,6 +69,8 @@ def _start(device: str, threads: int | None, deterministic: bool) -> Workers:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first cuBLAS call
     torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # (else deterministic mode writes NaN into every new buffer first: a debugging aid, and slow)
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
     if accelerator.num_processes > 1:

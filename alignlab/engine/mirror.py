@@ -26,23 +26,25 @@ unreachable = threading.Event()
 class Mirror:
     """One W&B run: metrics with a step axis of their own per split, a sample table, lineage."""
 
-    def __init__(self, description: Mapping[str, Any], mode: Literal["offline", "online"]) -> None:
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        mode: Literal["offline", "online"],
+        warn: Callable[[str], None],
+    ) -> None:
         self.description = dict(description)
         self.mode = mode
         self.place: dict[str, Any] = {}  # id, mode, dir and url, once the run is open
-        self.warnings: list[str] = []
+        self._warn = warn
         self._run: wandb.Run | None = None
         self._splits: set[str] = set()
         self._from_step = 0  # a resumed online run has the steps before this one already
         self._last_step = 0
-        self._used: set[str] = set()
         self._rows: list[dict[str, Any]] = []
         self._unseen_rows = 0
 
     def open(self) -> None:
         """Start the run, or continue the one of the same id; offline when the server fails."""
-        import wandb
-
         try:
             self._run = self._init(self.mode)
         except (Exception, SystemExit) as error:
@@ -53,9 +55,10 @@ class Mirror:
             # W&B still holds the id for the run that it could not start.
             self.description["id"] += "-offline"
             self._run = self._init("offline")
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             self._warn(
-                f"W&B is not reachable ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-                f"; this run is logged offline, `wandb sync {Path(self._run.dir).parent}` uploads it."
+                f"W&B is not reachable ({reason}); this run is logged offline, "
+                f"`wandb sync {Path(self._run.dir).parent}` uploads it."
             )
         url = self._run.url if self.mode == "online" else None
         self.place = {
@@ -68,9 +71,6 @@ class Mirror:
             print(f"W&B: {url}", file=sys.stderr, flush=True)
         if self._run.resumed:
             self._from_step = self._run.starting_step
-        if self.mode == "online":
-            for name in self._inputs(wandb):
-                self._use_known(name)
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Log one step of one split; a step that a resumed run already has is left out."""
@@ -98,12 +98,12 @@ class Mirror:
         import wandb
 
         run = self._opened()
-        self._try("log the samples", lambda: self._log_samples(wandb))
         self._try("log the summary", lambda: run.summary.update(dict(summary)))
+        self._try("log the samples", lambda: self._log_samples(wandb))
         if not failed:
             self._try("log the model", lambda: run.log_artifact(self._output(wandb, self._folder)))
         if self.mode == "online":
-            self._try("record the inputs", lambda: self._use_unknown(wandb))
+            self._try("record the inputs", lambda: self._use_inputs(wandb))
         run.finish(exit_code=int(failed))
 
     @property
@@ -157,21 +157,17 @@ class Mirror:
             inputs[parent] = functools.partial(self._output, wandb, Run(store / parent))
         return inputs
 
-    def _use_known(self, name: str) -> None:
-        """Draw the edge from an artifact that the project has: data → SFT → reward → policy."""
-        try:
-            self._opened().use_artifact(f"{name}:latest")
-        except Exception:  # W&B has many words for "not there": it is made at the end instead
-            return
-        self._used.add(name)
+    def _use_inputs(self, wandb: Any) -> None:
+        """Draw the edges data → SFT → reward → policy.
 
-    def _use_unknown(self, wandb: Any) -> None:
-        """Make the artifacts that the project did not have, for example of a run made offline.
-
-        At the end, because W&B waits here without a limit until the server has taken each.
+        At the end of a run, because W&B waits here without a limit until the server has answered,
+        and the metrics must not wait behind it. An artifact that the project does not have, for
+        example of a run made offline, is made here.
         """
         for name, make in self._inputs(wandb).items():
-            if name not in self._used:
+            try:
+                self._opened().use_artifact(f"{name}:latest")
+            except Exception:  # W&B has many words for "not there"
                 self._opened().use_artifact(make())
 
     def _dataset(self, wandb: Any, name: str, data: Any) -> Any:
@@ -204,11 +200,6 @@ class Mirror:
         except Exception as error:
             text = " ".join(str(error).split())[:200]
             self._warn(f"W&B could not {what} ({type(error).__name__}: {text}).")
-
-    def _warn(self, message: str) -> None:
-        self.warnings.append(message)
-        if len(self.warnings) == 1:
-            print(message, file=sys.stderr, flush=True)
 
 
 def _cell(value: Any) -> Any:

@@ -104,6 +104,7 @@ class Tracker:
         self._abandoned = False
         self._dropped = 0
         self._trouble: str | None = None
+        self._told = False  # whether the record has the trouble
         self._recorded: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -113,6 +114,8 @@ class Tracker:
         """
         if self.tracking.mode == "disabled":
             return self
+        # W&B's telemetry about itself makes the exit of a process wait for a silent server.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             # On this thread: two threads that import packages with cycles can see half of one.
             from alignlab.engine.mirror import Mirror, unreachable
@@ -128,15 +131,16 @@ class Tracker:
         if self.mode == "disabled":
             return self
         earlier = self.run.record.get("wandb") or {}
+        identity = str(earlier.get("id") or f"{self.run.name}-{secrets.token_hex(3)}")
         place = {
-            "id": earlier.get("id") or f"{self.run.name}-{secrets.token_hex(3)}",
+            "id": identity,
             "mode": self.mode,
             "dir": None,
             "url": earlier.get("url"),
             "earlier_dirs": [*earlier.get("earlier_dirs", []), *filter(None, [earlier.get("dir")])],
         }
         self._record(place)
-        self._mirror = Mirror(self._describe(place["id"]), self.mode)
+        self._mirror = Mirror(self._describe(identity), self.mode, self._warn)
         self.run.listeners.append(self)
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -225,22 +229,24 @@ class Tracker:
                 self._fail("log", error)
 
     def _fail(self, what: str, error: BaseException) -> None:
+        text = " ".join(str(error).split())[:300]
+        self._warn(
+            f"W&B could not {what} ({type(error).__name__}: {text}); training goes on, and "
+            f"{self.run.path} has everything."
+        )
+
+    def _warn(self, message: str) -> None:
         """Keep and print the first trouble; the later ones are mostly its echo."""
         if self._trouble is None:
-            text = " ".join(str(error).split())[:300]
-            self._trouble = (
-                f"W&B could not {what} ({type(error).__name__}: {text}); training goes on, and "
-                f"{self.run.path} has everything."
-            )
-            print(self._trouble, file=sys.stderr, flush=True)
+            self._trouble = message
+            print(message, file=sys.stderr, flush=True)
 
     def _settle(self) -> None:
         """Write to the record what became known; on the thread that owns the run."""
-        if self._mirror is not None and (place := self._mirror.place):
-            for warning in self._mirror.warnings:
-                self._trouble = self._trouble or warning
-            self._record({**self._recorded, **place})
-        if self._trouble is not None:
+        if self._mirror is not None and self._mirror.place:
+            self._record({**self._recorded, **self._mirror.place})
+        if self._trouble is not None and not self._told:
+            self._told = True
             self.run.warn(self._trouble)
 
     def _record(self, place: dict[str, Any]) -> None:

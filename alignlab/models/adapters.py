@@ -41,17 +41,15 @@ class AdapterBodies:
     def _key(name: str) -> str:
         return f"{name}_view"  # peft refuses some names, such as parts of "lora_"
 
-    def add(self, name: str, source: Path | None, *, trainable: bool, seed: int) -> None:
+    def add(self, name: str, source: Path | None, *, trainable: bool) -> None:
         """Add adapter ``name``: a copy of the one in ``source``, or a fresh one (a zero update)."""
         from peft import get_peft_model
 
         config = self._read_config(source) if source else self._fresh_config()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            if self._peft is None:
-                self._peft = get_peft_model(self._base, config, adapter_name=self._key(name))
-            else:
-                self._peft.add_adapter(self._key(name), config)
+        if self._peft is None:
+            self._peft = get_peft_model(self._base, config, adapter_name=self._key(name))
+        else:
+            self._peft.add_adapter(self._key(name), config)
         self._trainable[name] = trainable
         self._active = None
         if source:
@@ -135,11 +133,12 @@ class AdapterBodies:
         from peft import LoraConfig
 
         modules = self._adapter.target_modules
+        names = [modules] if isinstance(modules, str) else list(modules)
+        settings: dict[str, Any] = {"r": self._adapter.rank, "lora_alpha": self._adapter.alpha}
         return LoraConfig(
-            r=self._adapter.rank,
-            lora_alpha=self._adapter.alpha,
+            **settings,
             lora_dropout=self._adapter.dropout,
-            target_modules=modules if isinstance(modules, str) else list(modules),
+            target_modules=modules if modules == "all-linear" else names,
             task_type="CAUSAL_LM",
         )
 
@@ -159,7 +158,7 @@ class AdapterBodies:
         from safetensors.torch import load_file
 
         state = load_file(source / WEIGHTS)
-        result = set_peft_model_state_dict(self._peft, state, adapter_name=self._key(name))
+        result: Any = set_peft_model_state_dict(self._peft, state, adapter_name=self._key(name))
         missing = [k for k in result.missing_keys if ".lora_" in k and f".{self._key(name)}." in k]
         if missing or result.unexpected_keys:
             odd = (missing or result.unexpected_keys)[0]

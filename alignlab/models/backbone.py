@@ -28,7 +28,6 @@ from alignlab.models.heads import FILE as HEAD_FILE
 from alignlab.models.heads import ScalarHead
 from alignlab.models.layout import Layout, layout_for
 from alignlab.models.load import BackboneConfig, resolve, set_modes
-from alignlab.models.memory import parameter_count
 from alignlab.models.view import View, autocast
 from alignlab.models.weights import compute_dtype, load_model, store, weights_sha256
 
@@ -85,8 +84,7 @@ class Backbone:
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
         self.model_config = AutoConfig.from_pretrained(folder)
         self.layout = self._choose_layout()
-        parameters = parameter_count(folder)
-        self.dtype = compute_dtype(self.config.dtype, self.device, parameters)
+        self.dtype = compute_dtype(self.config.dtype, self.device)
         self._bodies: AdapterBodies | CopyBodies
         if self.config.adapter.rank is None:
             self._bodies = CopyBodies(folder, self._read, lambda m: store(m, self.dtype))
@@ -106,7 +104,9 @@ class Backbone:
     def _read(self, folder: Path, trainable: bool) -> PreTrainedModel:
         model = load_model(folder, self.device, self.dtype, self.layout[0], trainable=trainable)
         if self.config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # The newer name first: transformers 5.23 warns of the older one.
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         return model
 
     @property
@@ -128,9 +128,7 @@ class Backbone:
         """Whether there is a view ``name``."""
         return name in self._trainable
 
-    def add(
-        self, name: str, *, source: Path | None, trainable: bool, head: bool = False
-    ) -> None:
+    def add(self, name: str, *, source: Path | None, trainable: bool, head: bool = False) -> None:
         """Add a view: a copy of the model folder ``source`` of a run, or the base as it is.
 
         Args:
@@ -144,12 +142,12 @@ class Backbone:
         self._refuse_while_active("add")
         own = self._prepare(source) if source else None
         digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
-        seed = int.from_bytes(digest[:4], "little")
-        self._bodies.add(name, own, trainable=trainable, seed=seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(int.from_bytes(digest[:4], "little"))
+            self._bodies.add(name, own, trainable=trainable)
+            scalar = ScalarHead(self.model_config.get_text_config().hidden_size) if head else None
         self._trainable[name] = trainable
-        if head:
-            hidden = self.model_config.get_text_config().hidden_size
-            scalar = ScalarHead(hidden, torch.Generator().manual_seed(seed))
+        if scalar is not None:
             if source and (source / HEAD_FILE).is_file():
                 scalar.load(source)
             self._heads[name] = scalar.to(self.device).requires_grad_(trainable)
@@ -229,7 +227,7 @@ class Backbone:
         self._heads[name].normalize(mean, std)
 
     def copy(self, source: str, target: str) -> None:
-        """Set the weights of view ``target`` to those of ``source`` (heads too, if both have one)."""
+        """Give view ``target`` the weights of ``source``; heads too, where both have one."""
         self._known(source)
         self._known(target)
         self._bodies.copy(source, target)

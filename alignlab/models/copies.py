@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -32,9 +32,8 @@ class CopyBodies:
         self._models: dict[str, PreTrainedModel] = {}
         self._trainable: dict[str, bool] = {}
 
-    def add(self, name: str, source: Path | None, *, trainable: bool, seed: int) -> None:
+    def add(self, name: str, source: Path | None, *, trainable: bool) -> None:
         """Load the model of ``source`` (an adapter there is merged into its base) or the base."""
-        del seed  # nothing here is random
         folder = source or self._base
         if (folder / ADAPTER_CONFIG).is_file():
             self._models[name] = self._merged(folder, trainable)
@@ -45,7 +44,8 @@ class CopyBodies:
     def _merged(self, folder: Path, trainable: bool) -> PreTrainedModel:
         from peft import PeftModel
 
-        merged = PeftModel.from_pretrained(self._load(self._base, True), str(folder))
+        base = self._load(self._base, True)  # in fp32: the sum should not be rounded
+        merged: Any = PeftModel.from_pretrained(base, str(folder))
         model = merged.merge_and_unload()
         model.requires_grad_(trainable)
         if not trainable:

@@ -24,7 +24,7 @@ def export_model(source: Path, to: Path, cache: Path, *, merge: bool) -> str:
     """Write the model folder ``source`` of a run to ``to``; return one sentence on what it is.
 
     Raises:
-        ConfigError: ``to`` is not empty, or the model folder is not whole.
+        ConfigError: ``to`` is not empty, there is no model, or its base model has changed.
     """
     view = read_view(source)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -48,7 +48,9 @@ def export_model(source: Path, to: Path, cache: Path, *, merge: bool) -> str:
 def load_merged(source: Path, cache: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a run's model as a plain causal language model, a LoRA adapter merged into its base."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     view = read_view(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
     if view["mode"] == "full":
@@ -70,8 +72,15 @@ def read_view(source: Path) -> dict[str, Any]:
 
 def _base(view: dict[str, Any], cache: Path) -> Path:
     from alignlab.models.load import resolve
+    from alignlab.models.weights import weights_sha256
 
-    return resolve(view["base"], cache)
+    folder = resolve(view["base"], cache)
+    if weights_sha256(folder) != view["base_sha256"]:
+        raise ConfigError(
+            f"the base model {view['base']} ({folder}) is not the one that this adapter was "
+            "trained on; an adapter on another base is another model."
+        )
+    return folder
 
 
 def _name_base(file: Path, base: Path) -> None:

@@ -22,11 +22,11 @@ class ScalarHead(nn.Module):
     gain: Tensor
     offset: Tensor
 
-    def __init__(self, hidden: int, generator: torch.Generator | None = None) -> None:
+    def __init__(self, hidden: int) -> None:
         super().__init__()
         self.linear = nn.Linear(hidden, 1, dtype=torch.float32)
         with torch.no_grad():
-            self.linear.weight.normal_(0.0, (hidden + 1) ** -0.5, generator=generator)
+            self.linear.weight.normal_(0.0, (hidden + 1) ** -0.5)
             self.linear.bias.zero_()
         self.register_buffer("gain", torch.ones((), dtype=torch.float32))
         self.register_buffer("offset", torch.zeros((), dtype=torch.float32))

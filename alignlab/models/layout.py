@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignlab.models.grouped_attention import PLAN, attention_plan, placeholder_mask, register
+from alignlab.models.attention_plan import attention_plan
+from alignlab.models.grouped_attention import PLAN, placeholder_mask, register
 from alignlab.tensors import FlatBatch, GroupSpan
 
 if TYPE_CHECKING:
@@ -27,8 +28,14 @@ Layout = Literal["grouped", "padded"]
 # Verdicts on model types, kept true by tests/models/test_layout.py, which measures each of them on
 # a tiny random model. A type that is in neither is measured when it is first met.
 GROUPED = frozenset(
-    "llama qwen2 qwen3 mistral gpt_neox gpt2 opt olmo olmo2 olmo3 phi phi3 gemma gemma2 gemma3_text "
-    "starcoder2 smollm3 granite cohere cohere2 qwen2_moe qwen3_moe mixtral olmoe".split()
+    [
+        *("llama", "smollm3", "mistral", "mixtral", "starcoder2"),
+        *("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
+        *("gemma", "gemma2", "gemma3_text"),
+        *("olmo", "olmo2", "olmo3", "olmoe"),
+        *("phi", "phi3", "granite", "cohere", "cohere2"),
+        *("gpt2", "gpt_neox", "opt"),
+    ]
 )
 PADDED = {
     "bloom": "ALiBi biases are computed from the place in the row",
@@ -119,9 +126,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _probe(vocabulary: int) -> FlatBatch:
-    """Two groups with two and three completions of unlike lengths, ids spread over the vocabulary."""
+    """Two groups with two and three completions of unlike lengths, ids all over the vocabulary."""
     prompts, completions = (5, 3), ((4, 2), (3, 5, 1))
-    spans, position, cursor = [], [], 0
+    spans: list[GroupSpan] = []
+    position: list[int] = []
+    cursor = 0
     for prompt, parts in zip(prompts, completions, strict=True):
         own = [(cursor, cursor + prompt)]
         position += range(prompt)

@@ -5,7 +5,6 @@ Imports nothing heavy: stage classes and the planner use these types without tor
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +98,7 @@ def _local(path: str) -> Path | None:
 
 def _hub(path: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=list(HUB_FILES)))
@@ -132,7 +131,7 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
         try:
             make(made)
             set_modes(made)
-            os.replace(made, folder)
+            made.replace(folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return folder

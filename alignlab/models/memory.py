@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import sys
 from collections.abc import Mapping
@@ -14,10 +15,6 @@ from alignlab.errors import ConfigError
 from alignlab.models.load import Adapter, BackboneConfig, is_made, resolve
 
 Shapes = dict[str, tuple[int, ...]]
-
-# Below this many parameters a CPU gains little from bfloat16, while its rounding (three digits)
-# is felt in every log-ratio; `weights.compute_dtype` goes by it.
-SMALL = 32_000_000
 
 # Dimensions of the models that are made on first use, so that planning need not make them.
 _MADE_LATER: dict[str, dict[str, Any]] = {
@@ -160,11 +157,10 @@ def estimate_memory(
     total, trained = parameter_counts(config, cache)
     base = sum(map(math.prod, shapes.values()))
     full = config.adapter.rank is None
-    reduced = config.dtype == "bfloat16" or (config.dtype == "auto" and base >= SMALL)
-    frozen = 2 if reduced else 4
+    frozen = 4 if config.dtype == "float32" else 2
     bases = frozen_views if full else 1
     weights = bases * base * frozen + (16 * trained if training else frozen * (total - base))
-    layers = len({n.split(".")[2] for n in shapes if n.startswith(("model.layers.", "transformer.h."))})
+    layers = len({n.split(".")[2] for n in shapes if re.match(r"[a-z_]+\.[a-z_]+\.\d+\.", n)})
     hidden = min(min(s) for s in shapes.values() if len(s) == 2)
     kept = layers * hidden * (2 if config.gradient_checkpointing else 34)
     activations = tokens * kept * frozen // 2 if training else 0

@@ -72,7 +72,8 @@ def convert(file: Path, folder: Path) -> None:
     logging.disable_progress_bar()
     gguf = Gguf(file)
     config = _config(gguf.metadata)
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    attention = "llama.attention.head_count"
+    heads = {"attn_q": gguf.metadata[attention], "attn_k": gguf.metadata[f"{attention}_kv"]}
     state = {}
     for name, values in gguf.tensors():
         part = name.split(".")[-2]
@@ -124,9 +125,9 @@ def _place(name: str) -> str:
 
 
 def _rotary_order(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Undo GGUF's interleaving: its rotary pairs are neighbours, transformers' half a head apart."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    """Undo GGUF's order of rows: its rotary pairs are neighbours, ours are half a head apart."""
+    pairs = weight.reshape(heads, -1, 2, weight.shape[1])
+    return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
 def _config(metadata: dict[str, Any]) -> LlamaConfig:

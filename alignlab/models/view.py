@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from alignlab.models.grouped_attention import attention_plan
+from alignlab.models.attention_plan import attention_plan
 from alignlab.models.layout import Layout, hidden_states, window_of
 from alignlab.models.logps import Head, head_of, token_logps, token_logps_entropy
 
@@ -64,9 +64,7 @@ class View:
         with self._arithmetic():
             return token_logps(hidden, self.lm_head, batch.target_ids, temperature=temperature)
 
-    def logps_entropy(
-        self, batch: FlatBatch, *, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
+    def logps_entropy(self, batch: FlatBatch, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """`logps`, and the entropy (nats) of each predictive distribution without gradient."""
         hidden = self._hidden(batch).index_select(0, batch.predictor_index)
         with self._arithmetic():

@@ -13,7 +13,7 @@ from typing import Any
 from alignlab.report.analysis import Analysis, Score
 from alignlab.report.folders import RunFolder, number, prompt_key
 from alignlab.report.style import Look, swatch
-from alignlab.report.verdict import plain, seconds_text, signed
+from alignlab.report.verdict import memory_text, plain, seconds_text, signed
 
 SHOWN_PROMPTS = 30
 
@@ -143,7 +143,11 @@ def _environment(runs: list[RunFolder]) -> dict[str, str]:
 
 def _compact(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_compact(v)}" for k, v in value.items() if v not in (None, [], ""))
+        known = {k: v for k, v in value.items() if v not in (None, [], "")}
+        return ", ".join(
+            f"memory {memory_text(v)}" if k == "memory_bytes" else f"{k} {_compact(v)}"
+            for k, v in known.items()
+        )
     if isinstance(value, list):
         return ", ".join(_compact(v) for v in value)
     return "" if value is None else str(value)

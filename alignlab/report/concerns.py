@@ -54,8 +54,12 @@ def concerns(analysis: Analysis) -> list[Concern]:
 
 
 def _absent(study: Study) -> Iterator[Concern]:
-    for line in study.missing:
-        yield _serious("missing run", line)
+    if len(study.missing) > 4:
+        names = ", ".join(line.partition(":")[0] for line in study.missing)
+        text = f"{len(study.missing)} run folders do not exist (not run yet, or removed): {names}"
+        yield _serious("missing runs", text)
+    else:
+        yield from (_serious("missing run", line) for line in study.missing)
     for run in study.runs.values():
         failure = str(run.record.get("error") or "").strip().rstrip(".")
         where = f"{run.name} ({run.label})"
@@ -173,12 +177,12 @@ def _outputs(analysis: Analysis) -> Iterator[Concern]:
         yield _serious(
             "no baseline", "the reference itself was not evaluated, so gains have no zero"
         )
+    cut = {s.method.label: 1 - s.value("finished") for s in analysis.scores}
+    listing = ", ".join(f"{label} {share:.0%}" for label, share in cut.items() if share > 0.1)
+    if listing:
+        yield _note("truncated", f"completions that hit the length limit without EOS: {listing}")
     for score in analysis.scores:
         label = score.method.label
-        cut = 1 - score.value("finished")
-        if cut > 0.1:
-            text = f"{label}: {cut:.0%} of completions hit the length limit without EOS"
-            yield _note("truncated", text)
         if base is not None and score is not base and base.value("tokens") > 0:
             change = score.value("tokens") / base.value("tokens") - 1
             if abs(change) > 0.2:

@@ -9,7 +9,7 @@ from typing import Any
 
 from alignlab.report.analysis import CELL_METRICS, Analysis, Score
 from alignlab.report.folders import prompt_key
-from alignlab.report.table import COSTS
+from alignlab.report.table import COSTS, shared_stages
 
 SAMPLE_COLUMNS = (
     "sample", "prompt", "completion", "tokens", "finished", "gold", "audit", "proxy", "kl",
@@ -96,14 +96,14 @@ def _differences(analysis: Analysis) -> list[dict[str, Any]]:
 
 def _costs(analysis: Analysis) -> list[dict[str, Any]]:
     study = analysis.study
-    own = {p.name for m in study.methods if not m.baseline for p in m.policies.values() if p}
+    shared = {run.name for runs in shared_stages(study).values() for run in runs}
     return [
         {
             "run": run.name,
             "kind": run.kind,
             "label": run.label,
             "seed": run.record.get("seed"),
-            "shared": run.name not in own or run.kind == "sft",
+            "shared": run.name in shared,
             "done": run.done,
             **{key: run.number(key) for key in COSTS},
             "updates": run.record.get("updates"),

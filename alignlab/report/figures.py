@@ -67,8 +67,9 @@ def frontier(analysis: Analysis, looks: Mapping[str, Look]) -> Figure | None:
         if base is not None:
             ax.axhline(base.value("gold"), color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
         top = max(max(s.metrics["kl"].high for s in shown), 0.1)
-        ax.set_xlim(-0.0012 * top, top * 1.2)
-        ax.set_xticks(_root_ticks(top * 1.1))
+        left = min(s.metrics["kl"].low for s in shown)  # an estimate may fall below zero
+        ax.set_xlim(min(1.3 * left, -0.0012 * top), top * 1.2)
+        ax.set_xticks(_root_ticks(1.2 * left, 1.1 * top))
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         ax.minorticks_off()
         ax.set_xlabel("KL to the SFT reference, nats per sequence (square-root axis)")
@@ -96,28 +97,27 @@ def _square(x: Any) -> Any:
     return np.sign(x) * np.square(x)
 
 
-def _root_ticks(top: float) -> list[float]:
-    """Round numbers of nats that stand at least a tenth of the axis apart after the square root."""
+def _root_ticks(low: float, top: float) -> list[float]:
+    """Round numbers of nats that stand at least a tenth of the axis apart after the root."""
+    apart = 0.1 * (math.sqrt(top) + math.sqrt(max(-low, 0.0)))
     ticks = [0.0]
     for power in range(-3, 5):
         for tick in (1.0 * 10**power, 2.0 * 10**power, 5.0 * 10**power):
-            if tick <= top and math.sqrt(tick) - math.sqrt(ticks[-1]) > 0.1 * math.sqrt(top):
+            if tick <= top and math.sqrt(tick) - math.sqrt(ticks[-1]) > apart:
                 ticks.append(tick)
     if top - ticks[-1] > 0.3 * top:
         ticks.append(1.5 * ticks[-1])
-    return ticks
+    return [-tick for tick in ticks[1:] if tick <= -low] + ticks
 
 
 def _frontier_point(ax: Axes, score: Score, look: Look) -> tuple[float, float]:
     gold, kl = score.metrics["gold"], score.metrics["kl"]
-    x = max(kl.value, 0.0)
+    x = kl.value
     tag = f"m:{score.method.id}:"
-    ax.plot(
-        [max(kl.low, 0.0), max(kl.high, 0.0)], [gold.value] * 2, color=look.colour, lw=1.4, gid=tag
-    )
+    ax.plot([kl.low, kl.high], [gold.value] * 2, color=look.colour, lw=1.4, gid=tag)
     ax.plot([x, x], [gold.low, gold.high], color=look.colour, lw=1.4, gid=tag)
     for seed, mean in score.per_seed["gold"].items():
-        at = max(score.per_seed["kl"].get(seed, x), 0.0)
+        at = score.per_seed["kl"].get(seed, x)
         ax.plot(at, mean, ".", ms=4, color=look.colour, alpha=0.55, gid=tag)
     hollow = score.method.best_of > 1
     ax.plot(
@@ -168,6 +168,9 @@ def _panel(ax: Axes, title: str) -> None:
     ax.grid(axis="y", visible=False)
     ax.tick_params(axis="y", length=0)
     ax.locator_params(axis="x", nbins=4)
+    low, high = ax.get_xlim()
+    if high - low < 1e-6:  # all values are equal: do not magnify rounding
+        ax.set_xlim(low - 0.5, high + 0.5)
 
 
 def _method_axis(ax: Axes, labels: Sequence[str]) -> None:

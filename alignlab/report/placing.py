@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from alignlab.report.style import INK, MUTED
@@ -55,7 +56,8 @@ def place_labels(
                 label, (x, y), xytext=(dx, dy), textcoords="offset points", ha=ha, va=va,
                 color=INK, zorder=5, gid=f"m:{key}:", arrowprops=LEADER if far else None,
             )  # fmt: skip
-            box = Bbox(text.get_window_extent(renderer)).padded(1)
+            text.update_positions(renderer)
+            box = Bbox(Text.get_window_extent(text, renderer)).padded(1)  # without its line
             outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 + 2 and frame.y0 <= box.y0)
             hits: float = sum(box.overlaps(other) for other in (*taken, *marks))
             hits += 0.3 * sum(box.overlaps(line) for line in lines)

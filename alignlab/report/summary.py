@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import textwrap
 
@@ -65,7 +64,7 @@ def _row(score: Score, digits: int) -> list[str]:
         p_text(score.p_over_sft),
         plain(score.value("audit"), digits),
         plain(score.value("proxy"), digits),
-        f"{bound}{kl:.2f}" if math.isfinite(kl) else "—",
+        f"{bound}{plain(kl)}",
         plain(score.value("tokens"), 0),
         seconds_text(score.cost.get("seconds")),
     ]

@@ -279,10 +279,11 @@ def cost_of(runs: Sequence[RunFolder]) -> dict[str, float | None]:
 
 def shared_stages(study: Study) -> dict[str, list[RunFolder]]:
     """Stages before the policies, by ``kind: label``; each run once, as it was trained once."""
-    own = {p.name for m in study.methods if not m.baseline for p in m.policies.values() if p}
+    training = [run for run in study.runs.values() if run.kind != "evaluate"]
+    used = {name for run in training for name in run.inputs.values()}
     groups: dict[str, list[RunFolder]] = {}
-    for run in study.runs.values():
-        if run.kind == "evaluate" or (run.name in own and run.kind != "sft"):
+    for run in training:
+        if run.kind in TRAINING_KINDS and run.name not in used:
             continue
         title = run.kind if run.label.lower() == run.kind else f"{run.kind}: {run.label}"
         groups.setdefault(title, []).append(run)

@@ -72,7 +72,7 @@ def memory_text(value: float | None) -> str:
 def gold_digits(analysis: Analysis) -> int:
     """Decimals for every gold number of the report."""
     errors = sorted(s.metrics["gold"].error for s in analysis.scores)
-    return digits_for(errors[len(errors) // 2]) if errors else 2
+    return max(2, digits_for(errors[len(errors) // 2])) if errors else 2
 
 
 def verdict(analysis: Analysis) -> list[str]:
@@ -100,10 +100,16 @@ def verdict(analysis: Analysis) -> list[str]:
 
 def _headline(analysis: Analysis, best: Score, digits: int) -> str:
     gold, over = best.metrics["gold"], best.over_sft.get("gold")
+    equal = [s.method.label for s in analysis.trained if s.value("gold") == gold.value]
+    claim = f"{best.method.label} has the highest gold reward of the trained methods"
+    if len(equal) > 1:
+        claim = (
+            f"{', '.join(equal[:-1])} and {equal[-1]} have exactly the same, highest gold reward"
+        )
     seeds = f"{len(analysis.seeds)} training seed{'s' * (len(analysis.seeds) > 1)}"
     text = (
-        f"On {analysis.prompts} held-out prompts × {seeds}, {best.method.label} has the highest "
-        f"gold reward of the trained methods: {plain(gold.value, digits)} {between(gold, digits)}"
+        f"On {analysis.prompts} held-out prompts × {seeds}, {claim}: "
+        f"{plain(gold.value, digits)} {between(gold, digits)}"
     )
     if over is None:
         return text + " (the reference itself was not evaluated)."
@@ -155,8 +161,9 @@ def _controls(analysis: Analysis, digits: int) -> list[str]:
     for score in analysis.scores:
         if score.method.best_of > 1:
             gold = score.metrics["gold"]
+            reached = f"{plain(gold.value, digits)} {between(gold, digits)}"
             text.append(
                 f"Control: {score.method.label}, which trains nothing and samples "
-                f"{score.method.best_of} times, reaches {plain(gold.value, digits)} {between(gold, digits)}."
+                f"{score.method.best_of} times, reaches {reached}."
             )
     return text

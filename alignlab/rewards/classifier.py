@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignlab import files, lease
+from alignlab.models.load import make_once
 from alignlab.rewards import ngrams
 from alignlab.rewards.lexicon import Part, parts
 from alignlab.rewards.reward import fingerprint
@@ -105,15 +105,7 @@ def load(cache: Path) -> Fitted:
 
 @lru_cache(maxsize=2)
 def _load(folder: Path) -> Fitted:
-    record = folder / "record.json"
-    owner = lease.Lease(folder / "lease")
-    if lease.wait(owner, record.is_file, _log.info, folder.name, 0.2):
-        try:
-            _train(folder)
-        except BaseException:
-            owner.release()
-            raise
-        owner.discard()
+    make_once(folder, _train)
     with np.load(folder / "weights.npz") as saved:
         return Fitted(saved["coefficients"], float(saved["intercept"]), float(saved["centre"]))
 
@@ -147,17 +139,11 @@ def _train(folder: Path) -> None:
         record[f"accuracy_{source}"] = _accuracy(logits([r.text for r in test]), truth)
         short = logits([_opening(review.text) for review in test]) - centre
         record[f"accuracy_{source}_first_{OPENING}_words"] = _accuracy(short, truth)
-    _write(folder / "weights.npz", coefficients, intercept, centre)
+    np.savez(folder / "weights.npz", coefficients=coefficients, intercept=intercept, centre=centre)
     record["seconds"] = round(time.perf_counter() - began, 1)
-    # Last, because its presence says that all is there.
-    files.replace(folder / "record.json", json.dumps(record, indent=1) + "\n")
+    text = json.dumps(record, indent=1) + "\n"
+    (folder / "record.json").write_text(text, encoding="utf-8")
     _log.info("sentiment classifier: %s", record)
-
-
-def _write(file: Path, coefficients: np.ndarray, intercept: float, centre: float) -> None:
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
-    np.savez(temporary, coefficients=coefficients, intercept=intercept, centre=centre)
-    temporary.replace(file)
 
 
 def _accuracy(logits: np.ndarray, positive: np.ndarray) -> float:

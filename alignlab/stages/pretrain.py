@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from alignlab.engine.optimizer import Optimizer
 from alignlab.models.load import BackboneConfig
@@ -47,6 +47,7 @@ class Pretrain(Stage):
 
     data: Spec
     architecture: Architecture
+    dtype: Literal["auto", "float32", "bfloat16"]
     window: Annotated[int, Range(min=8)]
     batch: Annotated[int, Range(min=1)]
     tokens: Annotated[int, Range(min=1)]
@@ -70,7 +71,7 @@ class Pretrain(Stage):
         config = BackboneConfig(
             path=str(folder),
             revision=None,
-            dtype="auto",
+            dtype=self.dtype,
             layout="auto",
             gradient_checkpointing=False,
             adapter=Adapter(rank=None, alpha=1.0, dropout=0.0, target_modules="all-linear"),

@@ -143,7 +143,7 @@ class WandbServer:
         return {"createArtifact": {"artifact": artifact}}
 
     def on_UseArtifact(self, asked: dict) -> dict:
-        return {"useArtifact": {"artifact": {"id": asked["input"]["artifactID"]}}}
+        return {"useArtifact": {"artifact": {"id": asked.get("input", asked)["artifactID"]}}}
 
     def on_ArtifactByID(self, asked: dict) -> dict:
         return {"artifact": self.described(asked["id"])}

@@ -5,13 +5,13 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
+from fake_study import FakeStore, write_json, write_run
 
 from alignlab.report.analysis import analyse
 from alignlab.report.page import build_report
 from alignlab.report.summary import text_summary
 from alignlab.report.table import read_study
 from alignlab.report.verdict import amount, digits_for, p_text, plain, signed, verdict
-from conftest import FakeStore, write_json
 
 
 @pytest.fixture(scope="module")
@@ -180,31 +180,50 @@ def test_text_summary(store):
 
 
 def test_verdict_says_what_is_not_distinguishable(tmp_path):
-    from conftest import write_run
-
     jobs = []
     for seed in (0, 1):
         sft = write_run(tmp_path, "sft", f"{seed}", label="SFT", inputs={})
         stages = {}
         for label, shift in (("SFT", 0.0), ("DPO", 0.3), ("KTO", 0.301)):
-            policy = sft if label == "SFT" else write_run(
-                tmp_path, "preference", f"{seed}{label.lower()}", label=label, inputs={"reference": sft}
-            )  # fmt: skip
+            policy = (
+                sft
+                if label == "SFT"
+                else write_run(
+                    tmp_path,
+                    "preference",
+                    f"{seed}{label.lower()}",
+                    label=label,
+                    inputs={"reference": sft},
+                )
+            )
             noise = {"SFT": 0.0, "DPO": 0.1, "KTO": -0.1}[label]
             rows = [
-                {"prompt_id": str(i), "prompt": "p", "completion": "a b", "tokens": 2, "finished": True, "kl": 0.0,
-                 "gold": 0.1 * i + shift + noise * (-1) ** i, "audit": shift, "proxy": shift}
+                {
+                    "prompt_id": str(i),
+                    "prompt": "p",
+                    "completion": "a b",
+                    "tokens": 2,
+                    "finished": True,
+                    "kl": 0.0,
+                    "gold": 0.1 * i + shift + noise * (-1) ** i,
+                    "audit": shift,
+                    "proxy": shift,
+                }
                 for i in range(20)
-            ]  # fmt: skip
+            ]
             stages[label] = write_run(
-                tmp_path, "evaluate", f"{seed}{label.lower()}", label=label, samples=rows,
+                tmp_path,
+                "evaluate",
+                f"{seed}{label.lower()}",
+                label=label,
+                samples=rows,
                 inputs={"policy": policy, "reference": sft},
-            )  # fmt: skip
+            )
         jobs.append({"seed": seed, "stages": stages})
     write_json(tmp_path / "studies" / "s" / "study.json", {"jobs": jobs})
     text = " ".join(verdict(analyse(read_study("s", FakeStore(tmp_path)))))
     assert "KTO has the highest gold reward" in text
-    assert "+0.30" in text
+    assert "+0.30 [+0.2" in text
     assert "It is not distinguishable from DPO, the next one" in text
 
 

@@ -56,7 +56,7 @@ def test_hierarchical_bootstrap_with_one_seed_is_a_bootstrap_over_prompts():
 
 
 def test_hierarchical_bootstrap_sees_seed_noise():
-    # 4 seeds with means −3, −1, 1, 3 and no prompt noise: the variance of the mean is that of four seeds,
+    # 4 seeds with means −3, −1, 1, 3 and no prompt noise: the variance of the mean is
     # s² / 4 = (9 + 1 + 1 + 9) / 3 / 4 = 5/3
     cells = np.repeat([[-3.0], [-1.0], [1.0], [3.0]], 50, axis=1)
     ours = st.hierarchical_bootstrap(cells, draws=20000)
@@ -66,7 +66,7 @@ def test_hierarchical_bootstrap_sees_seed_noise():
 
 @pytest.mark.parametrize(("seed_sd", "prompt_sd"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.5), (0.2, 0.3)])
 def test_hierarchical_error_is_calibrated(seed_sd, prompt_sd):
-    """The mean squared standard error equals the true variance of the mean, not two or three times it."""
+    """The mean squared error bar is the true variance of the mean, not two or three times it."""
     seeds, prompts, generator = 5, 40, np.random.default_rng(1)
     means, errors = [], []
     for _ in range(300):
@@ -117,9 +117,12 @@ def test_sign_flip_exact_and_monte_carlo_against_scipy():
     long = np.random.default_rng(0).normal(0.3, 1, 40)
     for values, tolerance in ((exact, 1e-12), (long, 0.01)):
         theirs = stats.permutation_test(
-            (np.asarray(values),), np.mean, permutation_type="samples", n_resamples=20000,
+            (np.asarray(values),),
+            np.mean,
+            permutation_type="samples",
+            n_resamples=20000,
             rng=np.random.default_rng(2),
-        )  # fmt: skip
+        )
         assert st.sign_flip_test(values) == pytest.approx(theirs.pvalue, abs=tolerance)
     assert st.sign_flip_test([0.0, 0.0]) == 1.0
     assert st.sign_flip_test([1.0] * 30) == pytest.approx(1e-4)  # never zero

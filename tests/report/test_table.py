@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 import pytest
+from fake_study import FakeStore, write_json, write_run, write_study
 
 from alignlab.errors import DataError
-from alignlab.report.concerns import concerns
 from alignlab.report.analysis import analyse, best_of_kl
+from alignlab.report.concerns import concerns
 from alignlab.report.folders import flatten, read_lines, settings_of
 from alignlab.report.table import read_study, shared_stages
-from conftest import FakeStore, write_json, write_run, write_study
 
 
 def topics(small: FakeStore) -> dict[str, str]:
@@ -22,8 +22,15 @@ def topics(small: FakeStore) -> dict[str, str]:
 def test_methods_group_seeds(store):
     study = read_study("demo", store)
     assert [m.label for m in study.methods] == [
-        "SFT", "best of 8", "DPO", "IPO (mean)", "KTO", "ORPO", "PPO", "GRPO",
-    ]  # fmt: skip
+        "SFT",
+        "best of 8",
+        "DPO",
+        "IPO (mean)",
+        "KTO",
+        "ORPO",
+        "PPO",
+        "GRPO",
+    ]
     assert all(m.seeds == [0, 1] for m in study.methods)
     dpo = study.methods[2]
     assert dpo.full_label == "DPO (beta=0.1)"
@@ -51,14 +58,21 @@ def test_missing_runs_are_named(store):
 def test_one_label_with_two_settings_is_two_methods(small):
     for beta in (0.1, 0.5):
         policy = write_run(
-            small.root, "preference", f"beta{beta}".replace(".", ""), label="DPO", inputs={"reference": "sft-0a"},
+            small.root,
+            "preference",
+            f"beta{beta}".replace(".", ""),
+            label="DPO",
+            inputs={"reference": "sft-0a"},
             config={"seed": 0, "objective": {"beta": beta}},
-        )  # fmt: skip
+        )
         write_run(
-            small.root, "evaluate", f"beta{beta}".replace(".", ""), label="DPO",
+            small.root,
+            "evaluate",
+            f"beta{beta}".replace(".", ""),
+            label="DPO",
             inputs={"policy": policy, "reference": "sft-0a"},
             samples=[{"prompt_id": "a", "gold": beta, "completion": "x", "finished": True}],
-        )  # fmt: skip
+        )
     stages = {"a": "evaluate-beta01", "b": "evaluate-beta05"}
     write_json(small.studies / "grid" / "study.json", {"jobs": [{"seed": 0, "stages": stages}]})
     labels = [m.label for m in read_study("grid", small).methods]
@@ -174,7 +188,8 @@ def test_best_of_kl_of_the_paper():
 def test_reading_a_study_imports_nothing_heavy():
     code = (
         "import sys; import alignlab.report.table; "
-        "print([m for m in ('torch', 'numpy', 'matplotlib', 'pandas', 'transformers') if m in sys.modules])"
+        "heavy = ('torch', 'numpy', 'matplotlib', 'pandas', 'transformers'); "
+        "print([m for m in heavy if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -19,7 +19,7 @@ def test_distinct_by_hand():
 
 
 def test_jackknife_variance_by_hand():
-    # two prompts: without p: {a, b} of 2 → 1; without q: {a} of 2 → 1/2. (2 − 1)/2 · 2 · (1/4)² = 1/16
+    # without p: {a, b} of 2 → 1; without q: {a} of 2 → 1/2. (2 − 1)/2 · 2 · (1/4)² = 1/16
     found = distinct([("p", "a a"), ("q", "a b")], 1)
     assert found.value == 0.5
     assert found.variance == pytest.approx(1 / 16)

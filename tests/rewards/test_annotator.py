@@ -32,6 +32,7 @@ def test_without_noise_the_ranking_is_the_gold_order(vader):
 def test_ties_make_tiers_that_do_not_chain():
     # Width 0.1 from each tier's best: 1.0, .95 | .87, .80 | .70 — neighbours .95 and .87 are near.
     assert tiers([0.80, 1.0, 0.87, 0.95, 0.70], 0.1) == (1, 0, 1, 0, 2)
+    assert tiers([1.0, 0.5], 0.5) == (0, 0)
     assert tiers([], 0.1) == ()
     assert tiers([1.0, 1.0, 1.0], 0.0) == (0, 0, 0)
 
@@ -63,6 +64,19 @@ def test_noise_gives_the_stated_pair_probability(length, distribution, rate):
         for i in range(1500)
     ]
     assert abs(np.mean(wins) - rate) < 3 * math.sqrt(rate * (1 - rate) / 1500)
+
+
+def test_gumbel_noise_ranks_by_plackett_luce(length):
+    # Scores 0, −0.25, −0.5, noise 0.25, so weights w = e⁰, e⁻¹, e⁻². The best is first with
+    # w₀ / Σw = 0.665; the worst is last with 0.702, the sum over the two orders of the others.
+    noisy = annotator(length, noise=0.25)
+    texts = ["a b c d", "a b c", "a b"]
+    ranks = [noisy.rank(PromptGroup("", id=str(i)), texts, 0).ranks for i in range(3000)]
+    w = [math.exp(-i) for i in range(3)]
+    first = w[0] / sum(w)
+    last = first * w[1] / (w[1] + w[2]) + w[1] / sum(w) * w[0] / (w[0] + w[2])
+    assert abs(np.mean([r[0] == 0 for r in ranks]) - first) < 3 * math.sqrt(0.25 / 3000)
+    assert abs(np.mean([r[2] == 2 for r in ranks]) - last) < 3 * math.sqrt(0.25 / 3000)
 
 
 def test_verdicts_do_not_depend_on_order(vader):
