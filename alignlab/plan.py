@@ -198,7 +198,8 @@ class _Planner:
         if run not in self.nodes:
             inputs = {role: self.nodes[parent].name for role, parent in parents.items()}
             with _located(f"stages.{name}"):
-                estimate = stage.estimate(self.store.cache)
+                known = {role: self.nodes[parent].stage for role, parent in parents.items()}
+                estimate = stage.estimate(self.store.cache, known)
             if self.rates is None:
                 self.rates = Rates.of(self.store)
             self.nodes[run] = Node(

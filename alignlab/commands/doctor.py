@@ -18,7 +18,6 @@ from alignlab.compose import conf_dir
 from alignlab.environment import hardware, versions
 from alignlab.errors import AlignlabError
 from alignlab.launch.task import usable_cores
-from alignlab.models.memory import SMALL
 from alignlab.run import Store
 
 NEEDED = "torch transformers peft accelerate trl datasets wandb hydra-core numpy safetensors"
@@ -73,8 +72,7 @@ def _processor() -> Iterator[Finding]:
     yield Finding(None, "processor", f"{machine['cpu']}, {usable_cores()} usable cores")
     names = {"avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX bf16"}
     able = [text for flag, text in names.items() if flag in flags]
-    reduced = f"bfloat16 from {count(SMALL)} parameters on, else float32"
-    wise = reduced if {"avx512_bf16", "amx_bf16"} & flags else "float32"
+    wise = "bfloat16" if {"avx512_bf16", "amx_bf16"} & flags else "float32"
     text = f"{', '.join(able) or 'no wide vectors'}; dtype auto on the CPU = {wise}"
     yield Finding(None, "arithmetic", text)
     free = available_memory()

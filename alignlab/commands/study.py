@@ -135,8 +135,11 @@ def _report(session: Session) -> Path | None:
         _note("no report: the study evaluates nothing")
         return None
     from alignlab.report.page import build_report
+    from alignlab.report.summary import text_summary
 
-    return build_report(session.study, session.store)
+    path = build_report(session.study, session.store)
+    print(text_summary(session.study, session.store), flush=True)
+    return path
 
 
 def _exit_code(outcomes: Sequence[Outcome]) -> int:

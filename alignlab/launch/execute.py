@@ -7,6 +7,7 @@ This is the one function behind every launcher. Nothing heavy is imported before
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import signal
 import sys
@@ -50,6 +51,7 @@ def execute(task: Task, note: Callable[[str], None]) -> Outcome:
     """
     with interruptible():
         store = Store(Path(task.place.store))
+        os.environ["ALIGNLAB_RUNS"] = str(store.root)  # where trained rewards keep their cache
         run = store.run(task.kind, task.key)
         inputs = {role: _finished(store, name) for role, name in task.parents.items()}
         with run.claim(note):
@@ -87,7 +89,8 @@ def _work(task: Task, stage: Stage, inputs: dict[str, Run], run: Run) -> None:
             stage.run(inputs, run, engine)
             run.update_record(**_measured(run, spent, began))
     except BaseException as error:
-        reason = str(error) or type(error).__name__
+        stopped = isinstance(error, Interrupted)  # as asked: no error of the stage
+        reason = None if stopped else str(error) or type(error).__name__
         run.update_record(**_measured(run, spent, began), error=reason)
         raise
     finally:

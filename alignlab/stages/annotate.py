@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from alignlab.errors import DataError
 from alignlab.models.load import BackboneConfig
 from alignlab.rollout.sampling import Sampling
 from alignlab.spec import Spec, build
@@ -111,10 +112,13 @@ class Annotate(Stage):
                     replace(token, verdict=verdict, meta=meta),
                 )
             )
-        run.update_record(tokens_sampled=rollout.tokens)
+        total, _ = backbone.parameter_counts("policy")
+        run.update_record(
+            params_total=total, tokens_sampled=rollout.tokens, flops=2.0 * total * rollout.tokens
+        )
         return out
 
-    def estimate(self, cache: Path) -> Estimate:
+    def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampled tokens, at the length limit."""
         from alignlab.stages.estimate import sampling_estimate
 
@@ -173,9 +177,37 @@ def read(run: Run, split: str) -> list[TokenGroup]:
     return groups
 
 
+def require_pairs(groups: Sequence[TokenGroup], annotations: Run, least: int = 1) -> None:
+    """Refuse to train on fewer than ``least`` prompts with an ordered pair.
+
+    Raises:
+        DataError: says how many there are and what to change.
+    """
+    if len(groups) < least:
+        raise DataError(
+            f"{annotations.name}: {len(groups)} of the annotated prompts for training have a pair"
+            f" of a better and a worse completion, and this stage needs {least}. Annotate more"
+            " prompts, or look at the annotator: equal scores are ties and give no pair."
+        )
+
+
 def verdict_of(values: Mapping[str, Any]) -> Verdict:
     """Verdict from its JSON form, where tuples are lists."""
     from alignlab.data.group import Verdict
 
     lists = {name: tuple(value) for name, value in values.items() if name != "kind"}
     return Verdict(values["kind"], **lists)
+
+
+def annotated_rows(inputs: Mapping[str, Stage]) -> float:
+    """Prompts that a stage behind an annotate stage trains on, before ties are left out."""
+    stage = inputs["annotations"]
+    assert isinstance(stage, Annotate)
+    return stage.prompts * (1 - stage.validation_share)
+
+
+def group_limit(inputs: Mapping[str, Stage], completions: int | None = None) -> int:
+    """Most tokens of one annotated prompt with all, or only some, of its completions."""
+    stage = inputs["annotations"]
+    assert isinstance(stage, Annotate)
+    return stage.max_prompt + (completions or stage.completions) * stage.max_completion

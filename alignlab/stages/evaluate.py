@@ -101,6 +101,8 @@ class Evaluate(Stage):
             prompts=len(groups),
             completions=len(rollout.finished),
             tokens_sampled=rollout.tokens,
+            params_total=backbone.parameter_counts("policy")[0],
+            flops=2.0 * backbone.parameter_counts("policy")[0] * rollout.tokens,
             gold={"target": self.gold.target, **dict(self.gold.arguments)},
             summary=summary,
         )
@@ -189,7 +191,7 @@ class Evaluate(Stage):
         tokens: list[TokenGroup] = tokenization.groups(demonstrations(human))
         return mean_nll(backbone, "policy", tokens, engine)
 
-    def estimate(self, cache: Path) -> Estimate:
+    def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampled tokens at the length limit."""
         from alignlab.stages.estimate import sampling_estimate
 

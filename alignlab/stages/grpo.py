@@ -26,7 +26,9 @@ class GRPO(Stage):
     """G completions per prompt; the advantage is the reward relative to the group's own.
 
     L = Σ_i w_i Σ_t −min(ρ_t A_i, clip(ρ_t, 1−ε_l, 1+ε_h) A_i) + β k̂_t  (Shao et al. 2024,
-    arXiv:2402.03300, eq. 3). ``advantage`` gives A (``group_std``: GRPO, ``group_mean``: Dr.GRPO,
+    arXiv:2402.03300, eq. 3). ``ratio`` gives ρ: one per token, or one per completion (RLOO, whose
+    action is the whole completion; then Σ_t ρ_t A_i becomes |o_i| times the completion's term and
+    both agree at ρ = 1). ``advantage`` gives A (``group_std``: GRPO, ``group_mean``: Dr.GRPO,
     ``leave_one_out``: RLOO); ``normalizer`` gives w (``sequence``: 1/|o_i| per completion, GRPO;
     ``token``: DAPO; ``constant``: Dr.GRPO); ``kl_place`` says whether β weighs a penalty in the
     loss (estimator ``kl_estimator``) or is subtracted from the reward (RLOO). Groups whose
@@ -55,18 +57,24 @@ class GRPO(Stage):
     optimizer: Optimizer
     advantage: Literal["group_std", "group_mean", "leave_one_out"]
     normalizer: Literal["sequence", "token", "constant"]
+    ratio: Literal["token", "sequence"]
     clip_low: Annotated[float, Range(min=0, min_open=True)]
     clip_high: Annotated[float, Range(min=0, min_open=True)]
     kl_coef: Annotated[float, Range(min=0)]
     kl_place: Literal["loss", "reward"]
-    kl_estimator: Literal["k1", "k2", "k3"]
+    kl_estimator: Literal["k1", "k2", "k3", "k3_gradient_k2"]
     missing_eos_score: float | None
 
     def validate(self) -> None:
-        """A reward of some kind must be named."""
+        """A reward of some kind must be named, and a KL term in the loss must have a gradient."""
         if "reward" not in self.inputs and self.reward is None:
             raise ConfigError(
                 "inputs.reward is missing: name a reward stage there, or set `reward`."
+            )
+        if self.kl_coef > 0 and self.kl_place == "loss" and self.kl_estimator == "k1":
+            raise ConfigError(
+                "kl_estimator=k1 does nothing in the loss: its expected gradient is zero. Use"
+                " k3_gradient_k2 or k2 (gradient of the KL), k3 (GRPO), or kl_place=reward."
             )
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
@@ -98,7 +106,9 @@ class GRPO(Stage):
             engine=engine,
             seed=self.seed,
         )
-        finish_training(run, backbone, "policy", result, prompts, 0)
+        finish_training(
+            run, backbone, "policy", result, prompts, 0, forward_tokens=3 * work.sampled
+        )
         run.update_record(
             label=self.label or f"GRPO (G={self.group}, β={self.kl_coef})",
             reference=inputs["reference"].path.name,
@@ -108,10 +118,12 @@ class GRPO(Stage):
             summary={"zero_std_share": work.zero_share},
         )
 
-    def estimate(self, cache: Path) -> Estimate:
+    def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampling plus ``updates`` passes over the same tokens."""
         from alignlab.stages.estimate import training_estimate
 
         per = self.max_prompt + self.group * self.max_completion
-        tokens = self.iterations * self.rollout_batch * per * 2
-        return training_estimate(self.backbone, cache, tokens=tokens)
+        tokens = self.iterations * self.rollout_batch * per
+        return training_estimate(
+            self.backbone, cache, tokens=tokens, forward_tokens=3 * tokens, frozen_views=2
+        )

@@ -12,7 +12,8 @@ from alignlab.data.order import step_rows
 from alignlab.engine.work import Micro
 from alignlab.objectives.advantage import group_advantages, token_weights
 from alignlab.objectives.divergence import token_kl
-from alignlab.objectives.policy import clipped_surrogate
+from alignlab.objectives.policy import clip_fraction, clipped_surrogate, sequence_surrogate
+from alignlab.objectives.stable import segment_sum
 from alignlab.rewards.shaping import missing_eos
 from alignlab.stages.online import collect, pack_experience, rollout_metrics
 from alignlab.tensors import TokenLogps
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone, View
     from alignlab.stages.grpo import GRPO
-    from alignlab.stages.online import Experience, Scorer
+    from alignlab.stages.online import Experience, OnlinePack, Scorer
     from alignlab.stages.session import Metrics
 
 
@@ -65,14 +66,16 @@ class GRPOWork:
         weights, count = token_weights(
             experience.lengths[completions],
             normalizer=stage.normalizer,
-            max_length=stage.max_completion,
+            max_length=stage.sampling.max_new_tokens,
         )
         per_token = dict(zip(completions, weights, strict=True))
         experience.tokens["weights"] = [
             per_token[c].expand(len(old)) if c in per_token else old * 0
             for c, old in enumerate(experience.old)
         ]
-        moving = [g for g in chosen if self.carries_gradient(g)]
+        # One group stays where none carries a gradient, so that the optimizer sees a gradient of
+        # zero (and its momentum goes on) as it would without the saving.
+        moving = [g for g in chosen if self.carries_gradient(g)] or chosen[:1]
         micros = pack_experience(
             experience,
             moving,
@@ -82,7 +85,7 @@ class GRPOWork:
             count=float(count),
             engine=self.engine,
         )
-        if fresh and micros:
+        if fresh:
             metrics = {**rollout_metrics(experience), "zero_std_share": (self.zero_share, 1)}
             micros[0] = replace(micros[0], data=replace(micros[0].data, metrics=metrics))
         return micros
@@ -131,22 +134,41 @@ class GRPOWork:
         """Weighted clipped surrogate plus the KL term where it belongs to the loss."""
         stage, tokens = self.stage, micro.data.tokens
         new = view.logps(micro.data.batch, temperature=stage.sampling.temperature)
-        logps = TokenLogps(new=new, old=tokens["old"], reference=tokens.get("reference"))
-        losses = clipped_surrogate(
-            logps, tokens["advantages"], clip_low=stage.clip_low, clip_high=stage.clip_high
-        )
+        total, clipped = self.surrogate(new, micro.data)
         if stage.kl_coef > 0 and stage.kl_place == "loss":
-            losses = losses + stage.kl_coef * token_kl(
-                new, tokens["reference"], estimator=stage.kl_estimator
-            )
-        ratio = torch.exp(new.detach() - tokens["old"])
-        outside = (ratio < 1 - stage.clip_low) | (ratio > 1 + stage.clip_high)
-        count = len(ratio)
-        return (losses * tokens["weights"]).sum() / micro.data.count, {
-            "clip_fraction": (outside.double().sum(), count),
-            "sampler_gap": ((new.detach() - tokens["old"]).abs().double().sum(), count),
+            kl = token_kl(new, tokens["reference"], estimator=stage.kl_estimator)
+            total = total + stage.kl_coef * (kl * tokens["weights"]).sum()
+        gap = (new.detach() - tokens["old"]).abs()
+        return total / micro.data.count, {
+            "clip_fraction": (clipped.double().sum(), len(clipped)),
+            "sampler_gap": (gap.double().sum(), len(gap)),
             **micro.data.metrics,
         }
+
+    def surrogate(self, new: Tensor, pack: OnlinePack) -> tuple[Tensor, Tensor]:
+        """Weighted sum of the clipped surrogate, (), and 1 where the clip bites: (N,) or (C,).
+
+        With a ratio per sequence, a completion's term is weighted as one of its tokens is, so that
+        at ρ = 1 the gradient is the one of the ratio per token.
+        """
+        tokens, batch = pack.tokens, pack.batch
+        bounds = {"clip_low": self.stage.clip_low, "clip_high": self.stage.clip_high}
+        logps = TokenLogps(new=new, old=tokens["old"])
+        advantages, weights = tokens["advantages"], tokens["weights"]
+        if self.stage.ratio == "token":
+            losses = clipped_surrogate(logps, advantages, **bounds)
+        else:
+            last = batch.lengths.cumsum(0) - 1  # of each completion, whose tokens all have the same
+            advantages, weights = advantages[last], weights[last]
+            completion = batch.target_completion
+            losses = sequence_surrogate(
+                logps, advantages, completion, batch.lengths, **bounds, ratio="product"
+            )
+            logps = TokenLogps(
+                new=segment_sum(new, completion, batch.completions),
+                old=segment_sum(logps.old, completion, batch.completions),
+            )
+        return (losses * weights).sum(), clip_fraction(logps, advantages, **bounds)
 
     def state(self) -> dict[str, Any]:
         """What is not a function of (seed, step): the rollouts in use."""

@@ -114,7 +114,9 @@ class PPO(Stage):
             engine=engine,
             seed=self.seed,
         )
-        finish_training(run, backbone, "policy", result, prompts, 0)
+        finish_training(
+            run, backbone, "policy", result, prompts, 0, forward_tokens=4 * work.sampled
+        )
         run.update_record(
             label=self.label or f"PPO (β={self.kl_coef})",
             reference=inputs["reference"].path.name,
@@ -124,10 +126,16 @@ class PPO(Stage):
             summary={"kl_coef": work.kl_coef},
         )
 
-    def estimate(self, cache: Path) -> Estimate:
+    def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampling plus ``ppo_epochs`` passes of policy and value over the same tokens."""
         from alignlab.stages.estimate import training_estimate
 
         per = self.max_prompt + self.max_completion
-        tokens = self.iterations * self.rollout_batch * per * (2 + 2 * self.ppo_epochs)
-        return training_estimate(self.backbone, cache, tokens=tokens)
+        tokens = self.iterations * self.rollout_batch * per
+        return training_estimate(
+            self.backbone,
+            cache,
+            tokens=2 * self.ppo_epochs * tokens,
+            forward_tokens=4 * tokens,
+            frozen_views=2,
+        )

@@ -14,7 +14,12 @@ from alignlab.engine.work import Micro
 from alignlab.objectives.advantage import gae, mean_variance, moments, whiten
 from alignlab.objectives.divergence import adapt_coefficient
 from alignlab.objectives.likelihood import nll
-from alignlab.objectives.policy import clipped_surrogate, clipped_value
+from alignlab.objectives.policy import (
+    clip_fraction,
+    clipped_surrogate,
+    clipped_value,
+    importance_ratio,
+)
 from alignlab.rewards.shaping import missing_eos, token_rewards
 from alignlab.stages.online import (
     OnlinePack,
@@ -64,6 +69,7 @@ class PPOWork:
         stage = self.stage
         iteration, position = divmod(step - 1, stage.ppo_epochs * stage.minibatches)
         fresh = iteration != self.iteration or self.experience is None
+        kl_coef = self.kl_coef  # of this iteration; `collect` moves it for the next
         if fresh:
             self.experience = self.collect(iteration)
             self.iteration = iteration
@@ -95,7 +101,7 @@ class PPOWork:
         if fresh:
             metrics = {
                 **rollout_metrics(experience),
-                "kl_coef": (self.kl_coef, 1),
+                "kl_coef": (kl_coef, 1),
             }
             policy[0] = replace(policy[0], data=replace(policy[0].data, metrics=metrics))
         return [*policy, *self.pretraining(step), *value]
@@ -182,14 +188,16 @@ class PPOWork:
         tokens = micro.data.tokens
         new = view.logps(micro.data.batch, temperature=self.stage.sampling.temperature)
         logps = TokenLogps(new=new, old=tokens["old"])
-        losses = clipped_surrogate(
-            logps, tokens["advantages"], clip_low=self.stage.clip, clip_high=self.stage.clip
-        )
-        ratio = torch.exp(new.detach() - tokens["old"])
+        bounds = {"clip_low": self.stage.clip, "clip_high": self.stage.clip}
+        losses = clipped_surrogate(logps, tokens["advantages"], **bounds)
+        clipped = clip_fraction(logps, tokens["advantages"], **bounds)
+        ratio = importance_ratio(logps).detach()
+        log_ratio = new.detach() - tokens["old"]
         count = len(ratio)
         return losses.sum(), {
-            "clip_fraction": (((ratio - 1).abs() > self.stage.clip).double().sum(), count),
-            "approx_kl": ((ratio - 1 - ratio.log()).double().sum(), count),
+            "clip_fraction": (clipped.double().sum(), count),
+            "approx_kl": ((ratio - 1 - log_ratio).double().sum(), count),  # k3 of old and new
+            "ratio": (ratio.double().sum(), count),
         }
 
     def value_loss(self, view: View, micro: Micro) -> tuple[Tensor, Metrics]:

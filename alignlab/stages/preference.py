@@ -56,10 +56,16 @@ class Preference(Stage):
     early_stopping: EarlyStopping | None
 
     def validate(self) -> None:
-        """An objective with a reference term needs the run that it refers to."""
+        """What the objective asks for: the run that it refers to, two prompts for a KL point."""
         from alignlab.spec import late
 
-        if "reference" in late(self.objective) and "reference" not in self.inputs:
+        needs = late(self.objective)
+        if "kl_point" in needs and self.batch < 2:
+            raise ConfigError(
+                f"batch={self.batch}: {self.objective.target} estimates its KL point from the"
+                " completions of other prompts of the same step; use a batch of 2 or more."
+            )
+        if "reference" in needs and "reference" not in self.inputs:
             raise ConfigError(
                 f"inputs.reference is missing: {self.objective.target} compares the policy with a"
                 " reference; name the SFT stage there."
@@ -70,12 +76,13 @@ class Preference(Stage):
         from alignlab.data.order import steps_of
         from alignlab.engine.loop import train
         from alignlab.objectives.declaration import declaration
-        from alignlab.stages.annotate import read
+        from alignlab.stages.annotate import read, require_pairs
         from alignlab.stages.reference import ReferenceLogps
         from alignlab.stages.session import OfflineWork, cache_of, finish_training, open_backbone
 
         need = declaration(function(self.objective))
         groups = self.select(read(inputs["annotations"], "train"))
+        require_pairs(groups, inputs["annotations"], least=2 if need.needs_kl_point else 1)
         held_out = self.select(read(inputs["annotations"], "validation"))
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         reference = None
@@ -87,7 +94,7 @@ class Preference(Stage):
         terms = Terms(function(self.objective), need, reference)
 
         def kl_point(step: Sequence[TokenGroup]) -> Mapping[str, Tensor]:
-            return terms.kl_point(backbone, step, engine)
+            return terms.kl_point(backbone, mismatched(step, groups), engine)
 
         work = OfflineWork(
             groups,
@@ -134,11 +141,15 @@ class Preference(Stage):
         arguments = ", ".join(f"{k}={v}" for k, v in self.objective.arguments.items())
         return f"{self.objective.target.rsplit('.', 1)[-1].upper()} ({arguments})"
 
-    def estimate(self, cache: Path) -> Estimate:
-        """Unknown data size: tokens of the stated steps only."""
+    def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
+        """The compared completions of every annotated prompt, at the length limits."""
+        from alignlab.stages.annotate import annotated_rows, group_limit
         from alignlab.stages.estimate import training_estimate
 
-        return training_estimate(self.backbone, cache, tokens=(self.steps or 0) * self.batch * 128)
+        rows = self.steps * self.batch if self.steps else self.epochs * annotated_rows(inputs)
+        most = 2 if self.pairs == "best_worst" else None
+        tokens = round(rows * group_limit(inputs, completions=most))
+        return training_estimate(self.backbone, cache, tokens=tokens, frozen_views=1)
 
 
 def best_and_worst(group: TokenGroup) -> TokenGroup:
@@ -146,6 +157,24 @@ def best_and_worst(group: TokenGroup) -> TokenGroup:
     utilities = group.verdict.utilities()
     order = sorted(range(len(utilities)), key=lambda i: -utilities[i])
     return group.keep((order[0], order[-1]))
+
+
+def mismatched(step: Sequence[TokenGroup], data: Sequence[TokenGroup]) -> list[TokenGroup]:
+    """Each prompt of a step with the completions of the next other prompt of the step.
+
+    A step across the end of an epoch may hold one prompt twice, or only one; then the partner
+    comes from ``data``.
+    """
+    from alignlab.data.group import NONE
+
+    partners = [
+        next(other for other in (*step[i + 1 :], *step[:i], *data) if other.row != group.row)
+        for i, group in enumerate(step)
+    ]
+    return [
+        replace(group, completions=p.completions, truncated=p.truncated, verdict=NONE)
+        for group, p in zip(step, partners, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -171,7 +200,7 @@ class Terms:
     def kl_point(
         self, backbone: Backbone, groups: Sequence[TokenGroup], engine: Engine
     ) -> dict[str, Tensor]:
-        """KTO's z₀ over the whole step: each prompt with the next prompt's completions."""
+        """KTO's z₀ over the whole step, whose prompts come with other prompts' completions."""
         import torch
 
         from alignlab.objectives.unpaired import kl_point
@@ -179,14 +208,9 @@ class Terms:
 
         if self.reference is None:
             raise RuntimeError("a KL point needs a reference")
-        shifted = [*groups[1:], *groups[:1]]
-        mismatched = [
-            replace(g, completions=other.completions, truncated=other.truncated)
-            for g, other in zip(groups, shifted, strict=True)
-        ]
         with torch.no_grad():
-            policy = completion_sums(backbone, "policy", mismatched, engine)
-            reference = completion_sums(backbone, "reference", mismatched, engine)
+            policy = completion_sums(backbone, "policy", groups, engine)
+            reference = completion_sums(backbone, "reference", groups, engine)
         return {"kl_point": kl_point(policy - reference)}
 
     def loss(self, view: View, packed: Packed) -> tuple[Tensor, Metrics]:

@@ -104,7 +104,7 @@ class Pretrain(Stage):
             summary={"validation_nll": nll},
         )
 
-    def estimate(self, cache: Path) -> Estimate:
+    def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """6 FLOPs per parameter and token."""
         shape = self.architecture
         head = shape.hidden // shape.heads

@@ -56,11 +56,12 @@ class Reward(Stage):
         """Train the scalar head and its backbone on the annotated rankings."""
         from alignlab.data.order import steps_of
         from alignlab.engine.loop import train
-        from alignlab.stages.annotate import read
+        from alignlab.stages.annotate import read, require_pairs
         from alignlab.stages.session import OfflineWork, finish_training, open_backbone
 
         groups = [g for g in read(inputs["annotations"], "train") if g.verdict.pairs()]
         held_out = [g for g in read(inputs["annotations"], "validation") if g.verdict.pairs()]
+        require_pairs(groups, inputs["annotations"])
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         backbone.add("reward", source=inputs["init"].model_dir, trainable=True, head=True)
         objective = function(self.objective)
@@ -110,11 +111,14 @@ class Reward(Stage):
             },
         )
 
-    def estimate(self, cache: Path) -> Estimate:
-        """Unknown data size: tokens of the stated steps only."""
+    def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
+        """All completions of every annotated prompt, at the length limits, ``epochs`` times."""
+        from alignlab.stages.annotate import annotated_rows, group_limit
         from alignlab.stages.estimate import training_estimate
 
-        return training_estimate(self.backbone, cache, tokens=(self.steps or 0) * self.batch * 256)
+        rows = self.steps * self.batch if self.steps else self.epochs * annotated_rows(inputs)
+        tokens = round(rows * group_limit(inputs))
+        return training_estimate(self.backbone, cache, tokens=tokens)
 
 
 def group_scores(reward: Tensor, groups: Sequence[TokenGroup]) -> GroupScores:

@@ -160,9 +160,13 @@ def finish_training(
     result: TrainResult,
     groups: Sequence[TokenGroup],
     batch: int,
+    forward_tokens: int = 0,
 ) -> None:
-    """Save the trained view and write what the stage cost into the run record."""
-    from alignlab.stages.estimate import training_flops
+    """Save the trained view and write what the stage cost into the run record.
+
+    ``forward_tokens`` were sampled or scored without a backward pass, at 2 FLOPs per parameter.
+    """
+    from alignlab.models.memory import training_flops
 
     backbone.save(view, run.model_dir)
     total, trained = backbone.parameter_counts(view)
@@ -174,5 +178,5 @@ def finish_training(
         prompts=result.steps * batch,
         completions=round(result.steps * batch * completions),
         tokens_trained=result.tokens,
-        flops=training_flops(total, trained, result.tokens),
+        flops=training_flops(total, trained, result.tokens) + 2.0 * total * forward_tokens,
     )

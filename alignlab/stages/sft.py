@@ -101,7 +101,7 @@ class SFT(Stage):
             summary={"validation_nll": mean_nll(backbone, "policy", held_out, engine)},
         )
 
-    def estimate(self, cache: Path) -> Estimate:
+    def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Rows × epochs × the length limits (an upper bound on tokens)."""
         from alignlab.stages.estimate import training_estimate
 

@@ -78,7 +78,7 @@ class Stage(ABC):
         """Check what types and ranges cannot say; raise ConfigError."""
 
     def fingerprint(self) -> str:
-        """Fingerprint of what the stage reads by itself: its data set and its base model's files."""
+        """Fingerprint of what the stage reads by itself: its data set, its base model's files."""
         from alignlab.models.identity import identity
 
         data, backbone = getattr(self, "data", None), getattr(self, "backbone", None)
@@ -87,8 +87,11 @@ class Stage(ABC):
             parts.append(identity(backbone.path, backbone.revision))
         return " ".join(parts)
 
-    def estimate(self, cache: Path) -> Estimate:
-        """Cost of the stage, from its fields alone; ``cache`` is the store's cache folder."""
+    def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
+        """Cost of the stage, from its fields and those of its inputs, before anything is loaded.
+
+        ``cache`` is the store's cache folder, where models that were fetched already lie.
+        """
         return Estimate()
 
     @abstractmethod

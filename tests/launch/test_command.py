@@ -111,6 +111,7 @@ def test_an_interrupted_study_continues_where_it_stopped(
     [run] = command.store.runs()
     assert not run.done
     assert not run.live  # the worker is gone too, and gave the run up
+    assert run.record["error"] is None  # stopped, not failed
     step = json.loads((run.state_dir / "step.json").read_text())["step"]
 
     code, _, _ = command("run", f"launch={launch}", "study=s", "pause=0.05")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from conftest import Lab
+from lab import Lab
 from toys import toy
 
 from alignlab.errors import ConfigError

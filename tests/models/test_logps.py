@@ -123,17 +123,15 @@ def test_rounding_the_logits_costs_little(trained) -> None:
     hidden = (3 * torch.randn(64, 32)).bfloat16().float().requires_grad_()
     weight = torch.randn(50, 32).bfloat16().float().requires_grad_(trained)
     bias = torch.randn(50).bfloat16().float().requires_grad_(trained)
-    targets = torch.randint(0, 50, (64,))
     head = Head(weight, bias, scale=0.5)
+    targets = torch.multinomial(plain(hidden, head, None).exp(), 1)[:, 0]  # likely ones
     with torch.autocast("cpu", torch.bfloat16):
         ours = token_logps(hidden, head, targets, chunk=48)
         rounded = torch.nn.functional.linear(hidden, weight, bias).float()
     theirs = plain(hidden, head, targets).gather(1, targets[:, None])[:, 0]
     naive = (0.5 * rounded).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    likely = theirs > -5
-    assert likely.sum() >= 8
-    error = (ours - theirs)[likely].square().mean().sqrt()
-    assert error < 0.25 * (naive - theirs)[likely].square().mean().sqrt()
+    error = (ours - theirs).square().mean().sqrt()
+    assert 0 < error < 0.25 * (naive - theirs).square().mean().sqrt()
     leaves = [hidden, weight, bias] if trained else [hidden]
     for mine, other in zip(
         torch.autograd.grad(ours.sum(), leaves),
