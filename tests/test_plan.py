@@ -35,7 +35,7 @@ class Make(Stage):
             raise DataError("row 3 is broken.")
         return f"content of {self.data}"
 
-    def estimate(self, cache: Path) -> Estimate:
+    def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         return Estimate(
             params_total=100, params_trained=10, tokens=self.size, flops=6e3, memory_bytes=4096
         )

@@ -11,7 +11,7 @@ from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
 from alignlab.rollout.sampling import Sampling
 from alignlab.spec import Spec, build
-from alignlab.stages.stage import Estimate, Role, Stage
+from alignlab.stages.stage import Estimate, Role, Stage, reject_truncated_sampling
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
@@ -66,11 +66,12 @@ class GRPO(Stage):
     missing_eos_score: float | None
 
     def validate(self) -> None:
-        """A reward of some kind must be named, and a KL term in the loss must have a gradient."""
+        """A reward is named, sampling is whole, and a KL term in the loss has a gradient."""
         if "reward" not in self.inputs and self.reward is None:
             raise ConfigError(
                 "inputs.reward is missing: name a reward stage there, or set `reward`."
             )
+        reject_truncated_sampling(self.sampling)
         if self.kl_coef > 0 and self.kl_place == "loss" and self.kl_estimator == "k1":
             raise ConfigError(
                 "kl_estimator=k1 does nothing in the loss: its expected gradient is zero. Use"
@@ -82,10 +83,9 @@ class GRPO(Stage):
         from alignlab.data.template import Tokenization
         from alignlab.engine.loop import train
         from alignlab.stages.grpo_work import GRPOWork
-        from alignlab.stages.online import Scorer, reject_truncated_sampling, require_one_process
+        from alignlab.stages.online import Scorer, require_one_process
         from alignlab.stages.session import finish_training, open_backbone
 
-        reject_truncated_sampling(self.sampling)
         require_one_process(engine, self.kind)
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)

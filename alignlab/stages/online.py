@@ -57,16 +57,6 @@ class Experience:
         return [c for g in groups for c in range(starts[g], starts[g + 1])]
 
 
-def reject_truncated_sampling(sampling: Sampling) -> None:
-    """Policy gradients need log-probs of the distribution that was sampled from, untruncated."""
-    if sampling.top_p < 1 or sampling.top_k > 0 or sampling.temperature <= 0:
-        raise ConfigError(
-            f"sampling.top_p={sampling.top_p}, top_k={sampling.top_k}, temperature="
-            f"{sampling.temperature}: policy-gradient training samples the whole distribution; use"
-            " top_p=1, top_k=0 and a temperature above 0."
-        )
-
-
 def require_one_process(engine: Engine, kind: str) -> None:
     """Refuse to sample on several processes, which would need statistics that span them."""
     world = engine.workers().world

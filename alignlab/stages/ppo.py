@@ -11,7 +11,7 @@ from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
 from alignlab.rollout.sampling import Sampling
 from alignlab.spec import Spec, build
-from alignlab.stages.stage import Estimate, Role, Stage
+from alignlab.stages.stage import Estimate, Role, Stage, reject_truncated_sampling
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
@@ -67,11 +67,12 @@ class PPO(Stage):
     ptx_rows: Annotated[int, Range(min=0)]
 
     def validate(self) -> None:
-        """A reward of some kind, and at least one rollout per minibatch."""
+        """A reward is named, sampling is whole, and no minibatch is empty."""
         if "reward" not in self.inputs and self.reward is None:
             raise ConfigError(
                 "inputs.reward is missing: name a reward stage there, or set `reward`."
             )
+        reject_truncated_sampling(self.sampling)
         if self.minibatches > self.rollout_batch:
             raise ConfigError(
                 f"minibatches={self.minibatches} is more than rollout_batch={self.rollout_batch}."
@@ -81,12 +82,11 @@ class PPO(Stage):
         """Alternate sampling and updates until ``iterations`` are done."""
         from alignlab.data.template import Tokenization
         from alignlab.engine.loop import train
-        from alignlab.stages.online import Scorer, reject_truncated_sampling, require_one_process
+        from alignlab.stages.online import Scorer, require_one_process
         from alignlab.stages.ppo_work import PPOWork
         from alignlab.stages.session import finish_training, open_backbone, tokenize
         from alignlab.stages.sft import demonstrations
 
-        reject_truncated_sampling(self.sampling)
         require_one_process(engine, self.kind)
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)

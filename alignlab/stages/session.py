@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from alignlab.data.gate import Need
     from alignlab.data.group import PromptGroup, TokenGroup
     from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine
@@ -45,7 +46,7 @@ def tokenize(
     tokenization: Tokenization,
     run: Run,
     *,
-    need: str,
+    need: Need,
     held_out: Mapping[str, Sequence[PromptGroup]] | None = None,
 ) -> list[TokenGroup]:
     """Tokenise ``groups`` and pass them through the gate: errors stop, warnings are recorded."""
@@ -60,7 +61,7 @@ def inspect(
     tokenization: Tokenization,
     run: Run,
     *,
-    need: str,
+    need: Need,
     held_out: Mapping[str, Sequence[PromptGroup]] | None = None,
     sampled: bool = False,
 ) -> None:

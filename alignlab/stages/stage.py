@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from alignlab.engine.distributed import Engine
+    from alignlab.rollout.sampling import Sampling
     from alignlab.run import Run
 
 POLICY_KINDS = ("sft", "preference", "ppo", "grpo")
@@ -101,3 +102,13 @@ class Stage(ABC):
     def named(self) -> dict[str, Any]:
         """Fields as a plain mapping of name → value (not converted)."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def reject_truncated_sampling(sampling: Sampling) -> None:
+    """Policy gradients need log-probs of the distribution that was sampled from, untruncated."""
+    if sampling.top_p < 1 or sampling.top_k > 0 or sampling.temperature <= 0:
+        raise ConfigError(
+            f"sampling.top_p={sampling.top_p}, top_k={sampling.top_k}, temperature="
+            f"{sampling.temperature}: policy-gradient training samples the whole distribution; use"
+            " top_p=1, top_k=0 and a temperature above 0."
+        )

@@ -96,6 +96,7 @@ def test_a_sweep_is_one_study(command: Command) -> None:
     assert "8 stages" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launch", ["inprocess", "local"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_study_continues_where_it_stopped(
@@ -134,6 +135,7 @@ def test_workers_stop_when_the_launcher_is_killed(command: Command) -> None:
     assert (run.state_dir / "step.json").is_file()  # it saved a checkpoint first
 
 
+@pytest.mark.slow
 def test_two_commands_on_one_store_do_not_repeat_work(command: Command) -> None:
     both = [command.start("run", "study=s", "pause=0.03") for _ in range(2)]
     for process in both:

@@ -1,0 +1,256 @@
+"""Preference optimization: what the policy is compared with, and what must not change a result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from stage_lab import (
+    OBJECTIVES,
+    Caught,
+    Chain,
+    largest_difference,
+    objective,
+    plain_model,
+    token_logps,
+    weights,
+)
+
+from alignlab.errors import ConfigError, DataError
+from alignlab.run import Run
+from alignlab.spec import function
+from alignlab.stages import session
+from alignlab.stages.annotate import read
+from alignlab.stages.preference import Terms, mismatched
+from alignlab.stages.reference import ReferenceLogps, completion_sums
+
+
+def plain_sums(folder: Any, groups: Any, cache: Any) -> torch.Tensor:
+    """Summed completion log-probabilities (C,), one sequence at a time."""
+    model = plain_model(folder, cache)
+    with torch.no_grad():
+        sums = [token_logps(model, g.prompt, c).sum() for g in groups for c in g.completions]
+    return torch.stack(sums)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_trains_alike_in_any_micro_batching(chain: Chain, name: str) -> None:
+    stage, inputs = chain.prefer(objective=objective(name), pairs="all")
+    small = chain.lab.run(stage, inputs, token_budget=64)
+    large = chain.lab.run(stage, inputs, token_budget=4096)
+    assert largest_difference(weights(chain.sft), weights(large)) > 1e-3
+    assert largest_difference(weights(small), weights(large)) < 1e-6
+    last = large.metrics("train")[-1]
+    assert last["step"] == 3
+    assert large.record["updates"] == 3
+    assert large.summary().keys() >= {"accuracy", "margin"}
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "simpo"])
+def test_the_padded_layout_trains_to_the_same_weights(chain: Chain, name: str) -> None:
+    stage, inputs = chain.prefer(objective=objective(name), pairs="all")
+    grouped = chain.lab.run(stage, inputs)
+    padded = chain.lab.run(
+        replace(stage, backbone=replace(stage.backbone, layout="padded")), inputs
+    )
+    assert (grouped.record["layout"], padded.record["layout"]) == ("grouped", "padded")
+    assert largest_difference(weights(grouped), weights(padded)) < 1e-5
+
+
+def test_the_order_of_groups_inside_a_step_does_not_matter(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, inputs = chain.prefer()
+    straight = chain.lab.run(stage, inputs)
+    rows = session.step_rows
+    monkeypatch.setattr(session, "step_rows", lambda *given: rows(*given)[::-1])
+    reversed_ = chain.lab.run(stage, inputs)
+    assert largest_difference(weights(straight), weights(reversed_)) < 1e-6
+
+
+def test_the_first_step_has_the_loss_of_an_unmoved_policy(chain: Chain) -> None:
+    stage, inputs = chain.prefer()
+    first = chain.lab.run(stage, inputs).metrics("train")[0]
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-5)  # log 2, h = 0
+    assert first["margin"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_reference_is_the_sft_run_and_is_recorded(chain: Chain, caught: Caught) -> None:
+    stage, inputs = chain.prefer()
+    run = chain.lab.run(stage, inputs)
+    assert run.record["reference"] == chain.sft.path.name
+    groups = [g for g in read(chain.annotations, "train") if g.verdict.pairs()]
+    reference = ReferenceLogps(caught.backbone, chain.sft, chain.lab.engine, chain.lab.store.cache)
+    picked = [stage.select(groups)][0]
+    reference.prepare(picked, keep_model=False)
+    expected = plain_sums(chain.sft.model_dir, picked, chain.lab.store.cache)
+    assert torch.allclose(reference.sums(picked).double(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["chain", "lora_chain"])
+@pytest.mark.parametrize("name", ["kto", "ppo", "grpo"])
+def test_no_wrong_reference_after_an_in_memory_hand_off(
+    request: pytest.FixtureRequest, caught: Caught, which: str, name: str
+) -> None:
+    """The view that stayed loaded beside the moving policy still is the SFT model."""
+    chain: Chain = request.getfixturevalue(which)
+    if name == "kto":
+        stage, inputs = chain.prefer(objective=objective("kto"))
+    else:
+        stage, inputs = chain.online(name)
+    run = chain.lab.run(stage, inputs)
+    groups = read(chain.annotations, "train")[:6]
+    with torch.no_grad():
+        reference = completion_sums(caught.backbone, "reference", groups, chain.lab.engine)
+        policy = completion_sums(caught.backbone, "policy", groups, chain.lab.engine)
+    cache = chain.lab.store.cache
+    expected = plain_sums(chain.sft.model_dir, groups, cache)
+    assert torch.allclose(reference.double(), expected, atol=1e-4)
+    assert (policy.double() - expected).abs().max() > 1e-2
+    assert torch.allclose(policy.double(), plain_sums(run.model_dir, groups, cache), atol=1e-4)
+
+
+def entries(run: Run) -> dict[str, float]:
+    folder = run.path.parent / "cache" / "reference"
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+
+
+def test_reference_logps_are_computed_once_for_all_learning_rates(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, inputs = chain.prefer()
+    first = chain.lab.run(stage, inputs)
+    known = entries(first)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the cache was missed")
+
+    monkeypatch.setattr(ReferenceLogps, "compute", refuse)
+    other, _ = chain.prefer(optimizer__learning_rate=3e-3, objective=objective("ipo"), seed=5)
+    second = chain.lab.run(other, inputs)
+    assert entries(second) == known
+    assert largest_difference(weights(first), weights(second)) > 1e-4
+
+
+def test_other_tokens_or_another_reference_miss_the_cache(chain: Chain) -> None:
+    stage, inputs = chain.prefer()
+    before = set(entries(chain.lab.run(stage, inputs)))
+    pairs, _ = chain.prefer(pairs="all")  # three completions per prompt in place of two
+    after = set(entries(chain.lab.run(pairs, inputs)))
+    assert len(after) <= len(before) + 1
+    longer = chain.lab.run(chain.lab.stage("sft", steps=4), {})
+    again = set(entries(chain.lab.run(stage, {**inputs, "reference": longer})))
+    assert len(again - after) == 1
+    cut = chain.lab.stage("annotate", validation_share=0.2, max_completion=5)
+    annotations = chain.lab.run(cut, {"policy": chain.sft})
+    last = set(entries(chain.lab.run(stage, {**inputs, "annotations": annotations})))
+    assert len(last - again) == 1
+
+
+def test_a_cached_entry_is_not_taken_for_another_precision(chain: Chain) -> None:
+    stage, inputs = chain.prefer()
+    groups = stage.select(read(chain.annotations, "train"))
+
+    class Named:
+        dtype_name = "float32"
+
+    one = ReferenceLogps(Named(), chain.sft, chain.lab.engine, chain.lab.store.cache)  # type: ignore[arg-type]
+    two = ReferenceLogps(Named(), chain.sft, chain.lab.engine, chain.lab.store.cache)  # type: ignore[arg-type]
+    assert one.key(groups) == two.key(groups)
+    two.backbone.dtype_name = "bfloat16"  # type: ignore[misc]
+    assert one.key(groups) != two.key(groups)
+
+
+def kto_terms(chain: Chain, policy: Run) -> tuple[Terms, Any]:
+    """KTO's terms over a backbone whose policy is another run than the reference."""
+    from alignlab.models.backbone import Backbone
+    from alignlab.objectives.declaration import declaration
+
+    stage, _ = chain.prefer(objective=objective("kto"))
+    backbone = Backbone.load(stage.backbone, chain.lab.store.cache)
+    reference = ReferenceLogps(backbone, chain.sft, chain.lab.engine, chain.lab.store.cache)
+    reference.prepare(stage.select(read(chain.annotations, "train")), keep_model=True)
+    backbone.add("policy", source=policy.model_dir, trainable=True)
+    kto = function(stage.objective)
+    return Terms(kto, declaration(kto), reference), backbone
+
+
+def test_the_kl_point_of_kto_by_hand(chain: Chain) -> None:
+    stage, inputs = chain.prefer(optimizer__learning_rate=3e-2)
+    moved = chain.lab.run(stage, inputs)
+    terms, backbone = kto_terms(chain, moved)
+    cache = chain.lab.store.cache
+    policy = plain_model(moved.model_dir, cache)
+    sft = plain_model(chain.sft.model_dir, cache)
+    data = stage.select(read(chain.annotations, "train"))
+    found = []
+    for first in range(0, 16, 4):
+        step = data[first : first + 4]
+        ratios = []
+        with torch.no_grad():
+            # x_1 with y_2, x_2 with y_3, x_3 with y_4, x_4 with y_1: both completions of each
+            for asked, answered in zip(step, [*step[1:], step[0]], strict=True):
+                for completion in answered.completions:
+                    new = token_logps(policy, asked.prompt, completion).sum()
+                    ratios.append(float(new - token_logps(sft, asked.prompt, completion).sum()))
+        mean = sum(ratios) / len(ratios)
+        expected = max(0.0, mean)
+        given = terms.kl_point(backbone, mismatched(step, data), chain.lab.engine)["kl_point"]
+        assert float(given) == pytest.approx(expected, abs=1e-4)
+        assert not given.requires_grad
+        found.append(mean)
+    assert max(found) > 1e-2  # so that not all of them are the clamp's zero
+
+
+def test_a_step_across_an_epoch_never_pairs_a_prompt_with_itself(chain: Chain) -> None:
+    data = read(chain.annotations, "train")
+    twice = [data[0], data[0]]
+    for group, paired in zip(twice, mismatched(twice, data), strict=True):
+        assert paired.prompt is group.prompt
+        assert paired.completions is data[1].completions
+    three = [data[0], data[0], data[1]]
+    partners = [m.completions for m in mismatched(three, data)]
+    assert [p is data[1].completions for p in partners] == [True, True, False]
+    assert partners[2] is data[0].completions
+
+
+def test_mismatched_prompts_may_have_other_numbers_of_completions(chain: Chain) -> None:
+    data = read(chain.annotations, "train")
+    short = data[1].keep((0, 2))
+    one, two = mismatched([data[0], short], data)
+    assert (len(one.completions), len(two.completions)) == (2, 3)
+
+
+def test_kto_with_one_prompt_per_step_is_refused(chain: Chain) -> None:
+    with pytest.raises(ConfigError, match="batch of 2 or more"):
+        chain.prefer(objective=objective("kto"), batch=1)
+    chain.prefer(objective=objective("dpo"), batch=1)
+
+
+def test_an_objective_with_a_reference_needs_one(chain: Chain) -> None:
+    named = {"init": "sft", "annotations": "annotate"}
+    with pytest.raises(ConfigError, match=r"inputs\.reference"):
+        chain.prefer(inputs=named)
+    chain.prefer(inputs=named, objective=objective("orpo"))
+
+
+def test_annotations_without_a_single_pair_are_refused(chain: Chain) -> None:
+    """They would give a training of zero steps, and a policy that is the SFT model."""
+    sampled = chain.lab.store.run("annotate", "0a0a0a")
+    lines = (chain.annotations.path / "annotations.jsonl").read_text()
+    import json
+
+    rows = [json.loads(line) for line in lines.splitlines()]
+    for row in rows:
+        row["verdict"] = {"kind": "ranking", "ranks": [0, 0, 0], "scores": [], "thumbs": []}
+    sampled.path.mkdir(parents=True)
+    (sampled.path / "annotations.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    stage, inputs = chain.prefer(steps=None)
+    with pytest.raises(DataError, match="have a pair"):
+        chain.lab.run(stage, {**inputs, "annotations": sampled})
+    with pytest.raises(DataError, match="have a pair"):
+        chain.lab.run(
+            chain.lab.stage("reward"), {"init": chain.sft, "annotations": sampled}
+        )
