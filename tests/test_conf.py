@@ -43,7 +43,9 @@ def test_every_experiment_plans(experiment: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["dr_grpo", "dapo", "rloo"])
 def test_the_relatives_of_grpo_plan(stage: str, tmp_path: Path) -> None:
-    made = plan(tmp_path, "pipeline=instructgpt", f"stage@stages.policy={stage}", "experiment=smoke")
+    made = plan(
+        tmp_path, "pipeline=instructgpt", f"stage@stages.policy={stage}", "experiment=smoke"
+    )
     assert any(node.kind == "grpo" for node in made.nodes.values())
 
 
@@ -54,7 +56,7 @@ def test_methods_share_their_stages(tmp_path: Path) -> None:
     ]
     made = Plan.from_configs(jobs, Store(tmp_path))
     kinds = [node.kind for node in made.nodes.values()]
-    # one SFT run, one annotated set and one SFT evaluation; three preference runs, three evaluations
+    # one SFT run, one annotated set, one SFT evaluation; three preference runs and evaluations
     assert sorted(kinds) == ["annotate"] + ["evaluate"] * 4 + ["preference"] * 3 + ["sft"]
 
 

@@ -38,7 +38,10 @@ def test_no_exception_is_swallowed(path: Path) -> None:
 def test_imports_go_down_only() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -46,11 +49,27 @@ def test_imports_go_down_only() -> None:
 @pytest.mark.parametrize(
     "module",
     ["alignlab.cli", "alignlab.plan", "alignlab.compose", "alignlab.run"]
-    + [f"alignlab.stages.{p.stem}" for p in (ROOT / "alignlab/stages").glob("*.py")
-       if p.stem in {"stage", "pretrain", "sft", "annotate", "reward", "preference", "ppo", "grpo", "evaluate"}],
+    + [
+        f"alignlab.stages.{p.stem}"
+        for p in (ROOT / "alignlab/stages").glob("*.py")
+        if p.stem
+        in {
+            "stage",
+            "pretrain",
+            "sft",
+            "annotate",
+            "reward",
+            "preference",
+            "ppo",
+            "grpo",
+            "evaluate",
+        }
+    ],
 )
 def test_the_door_imports_nothing_heavy(module: str) -> None:
-    heavy = "{'torch', 'transformers', 'trl', 'peft', 'datasets', 'wandb', 'deepspeed', 'accelerate'}"
+    heavy = (
+        "{'torch', 'transformers', 'trl', 'peft', 'datasets', 'wandb', 'deepspeed', 'accelerate'}"
+    )
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -101,7 +101,7 @@ def _attend(
         grouped = False
     if softcap is None:
         dtype = value.dtype  # rotary embeddings may have widened query and key
-        inner = torch.float32 if _slow_in_reduced(value, query) else dtype
+        inner = torch.float32 if _slow_in_reduced(value) else dtype
         query, key, value = query.to(inner), key.to(inner), value.to(inner)
         with torch.autocast(query.device.type, enabled=False):
             return scaled_dot_product_attention(
@@ -120,14 +120,16 @@ def _attend(
     return weights @ value
 
 
-def _slow_in_reduced(value: Tensor, query: Tensor) -> bool:
-    """Whether a reduced format loses time here: short rows on a CPU, with a backward pass to come.
+def _slow_in_reduced(value: Tensor) -> bool:
+    """Whether a reduced format loses time here: short rows on a CPU.
 
     torch 2.13's CPU kernel takes 2.5 to 4.8 times as long in bfloat16 as in float32 for 128 and 40
-    keys, forward and backward, and breaks even at 512 (one thread, AVX512-BF16).
+    keys, forward and backward, and breaks even at 512 (one thread, AVX512-BF16). The forward pass
+    alone takes as long in either, and a pass without gradients must not differ: the reference's
+    log-probabilities come from one, and the policy's start equal to them.
     """
     reduced = value.dtype in (torch.bfloat16, torch.float16)
-    return reduced and value.device.type == "cpu" and query.requires_grad and value.shape[2] <= 384
+    return reduced and value.device.type == "cpu" and value.shape[2] <= 384
 
 
 def _check(plan: AttentionPlan, query: Tensor, kwargs: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ def resolve(path: str, store_cache: Path, revision: str | None = None) -> Path:
 
         return make_once(store_cache / "models" / "random-tiny-1", make_tiny)
     if path == "wheel:smollm2":
-        from alignlab.models.smollm2 import make_smollm2
+        from alignlab.models.wheel import make_smollm2
 
         return make_once(store_cache / "models" / "smollm2-135m-instruct-1", make_smollm2)
     scheme, _, name = path.partition(":")

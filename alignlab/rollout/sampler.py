@@ -51,9 +51,8 @@ def sample(
 
     Every (prompt, sample) has a random stream of its own (`uniform_stream`), so what is drawn does
     not depend on ``sampling.batch``, on the other prompts or on their order, *up to rounding*: the
-    logits' last bits do depend on the batch's shape, and can move a boundary of the cumulative
-    distribution across the uniform. On a random model of 4,096 tokens with large logits that
-    changed 4 of 10,000 tokens in fp32 and 2 to 5 of 100 in bf16; with the same shapes, none.
+    logits' last bits depend on the batch's shape. On a random model of 4,096 tokens with large
+    logits that changed 4 of 10,000 tokens in fp32, 2 to 5 of 100 in bf16; same shapes, none.
 
     The model is in evaluation mode meanwhile (no dropout) and gets its mode back; the caller's
     autocast applies to the forward pass, logits are fp32. The kept log-probabilities are those of
@@ -61,9 +60,8 @@ def sample(
 
     Args:
         model: a transformers decoder language model.
-        prompts: P arrays of token ids, each of length ≥ 1.
-        n: completions per prompt.
-        sampling: the hyperparameters; ``batch`` rows are decoded side by side.
+        prompts: P arrays of token ids, each of length ≥ 1; ``n`` completions are made of each.
+        sampling: hyperparameters; ``batch`` rows are decoded side by side.
         eos_id: id or ids that end a completion.
         seeds: P integers, one per prompt.
         device: where the model is.

@@ -87,7 +87,8 @@ class Evaluate(Stage):
         if self.best_of > 1 and proxy is not None:
             kept = best_indices(proxy, self.best_of)
         rows = self.rows(groups, rollout, kept, proxy, self.log_ratio(backbone, rollout, engine))
-        (run.path / "samples.jsonl").unlink(missing_ok=True)  # of an interrupted attempt
+        for name in ("samples.jsonl", "metrics.jsonl"):  # of an interrupted attempt
+            (run.path / name).unlink(missing_ok=True)
         for row in rows:
             run.sample(row)
         summary = means(rows, ("gold", "audit", "proxy", "kl", "tokens", "finished"))

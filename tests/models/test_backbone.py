@@ -409,6 +409,8 @@ def test_bfloat16_arithmetic(open_backbone, rank, batch) -> None:
     assert 0 < difference < 0.2
     # A frozen copy stores what autocast would compute with: the ratio starts at exactly one.
     assert torch.equal(ours, logps(reduced, "reference", batch))
+    with reduced.view("policy") as view:  # and a pass with gradients is the same pass
+        assert torch.equal(ours, view.logps(batch).detach())
     for parameter in reduced.trainable_parameters("policy").values():
         assert parameter.dtype == torch.float32
     with reduced.view("reference") as view:

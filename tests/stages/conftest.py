@@ -8,7 +8,7 @@ from stage_lab import Caught, Chain, Lab
 
 
 def make_chain(lab: Lab) -> Chain:
-    sft = lab.run(lab.stage("sft"), {})
+    sft = lab.run(lab.stage("sft", steps=10), {})  # so that about half of its samples end
     annotations = lab.run(lab.stage("annotate", validation_share=0.2), {"policy": sft})
     reward = lab.run(lab.stage("reward"), {"init": sft, "annotations": annotations})
     return Chain(lab, sft, annotations, reward)

