@@ -42,9 +42,10 @@ print([name for name in {HEAVY} if name in sys.modules])
 """
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        # Processor time, because the wall clock of a busy machine says nothing about the door.
+        began = sum(os.times()[2:4])
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(sum(os.times()[2:4]) - began)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "[]"
     assert min(seconds) < 0.3

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,12 +22,13 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 @pytest.fixture(scope="session")
 def lora_chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """The same with low-rank adapters."""
-    lab = Lab.make(tmp_path_factory.mktemp("lora"), "adapter=lora", "adapter.rank=4")
+    overrides = ["adapter=lora", "adapter.rank=4", "reward@gold=matches", "gold.pattern=a"]
+    lab = Lab.make(tmp_path_factory.mktemp("lora"), *overrides)
     return make_chain(lab)
 
 
 @pytest.fixture
-def caught(monkeypatch: pytest.MonkeyPatch) -> Iterator[Caught]:
+def caught(monkeypatch: pytest.MonkeyPatch) -> Caught:
     """Keeps the work and the backbone of the last training, for a look after it has ended."""
     import alignlab.engine.loop as loop
 
@@ -39,4 +39,4 @@ def caught(monkeypatch: pytest.MonkeyPatch) -> Iterator[Caught]:
         return train(work, backbone, *args, **named)
 
     monkeypatch.setattr(loop, "train", keeping)
-    yield kept
+    return kept

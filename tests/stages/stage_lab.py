@@ -1,4 +1,4 @@
-"""A laboratory for stages: one small store, real configurations, and arithmetic written out plainly.
+"""A laboratory for stages: one small store, real configurations, plain arithmetic.
 
 What a test compares a stage with is computed here by transformers alone, one sequence at a time:
 nothing of alignlab's models, batching or sampling is used.
@@ -82,10 +82,8 @@ class Lab:
                 "data.validation=0.1",
                 "data.test=0.1",
                 "annotator=gold",
-                "reward@gold=matches",
-                "gold.pattern=a",
                 "reward@audit=length",
-                *overrides,
+                *(overrides or ("reward@gold=matches", "gold.pattern=a")),
             ]
         )
         stated = {**config["engine"], "device": "cpu", "threads": 1, "progress": False}
@@ -177,7 +175,9 @@ def weight_bytes(run: Run) -> dict[str, bytes]:
 def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """Largest absolute difference between two sets of weights with the same names."""
     assert a.keys() == b.keys()
-    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+    return max(
+        float((a[name].detach().double() - b[name].detach().double()).abs().max()) for name in a
+    )
 
 
 def plain_model(folder: Path, cache: Path) -> Any:

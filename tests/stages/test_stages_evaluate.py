@@ -35,7 +35,9 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return kept
 
 
-def evaluate(chain: Chain, policy: Run | None = None, run: Run | None = None, **changes: Any) -> Run:
+def evaluate(
+    chain: Chain, policy: Run | None = None, run: Run | None = None, **changes: Any
+) -> Run:
     stage = chain.lab.stage("evaluate_sft", split="validation", **changes)
     inputs = {**chain.inputs("policy", "reference", "reward")}
     inputs["policy"] = policy or chain.sft

@@ -119,8 +119,9 @@ class NaiveGRPO:
         self.optimizer.step(loss)
 
     def pessimistic(self, ratio: torch.Tensor, a: float) -> torch.Tensor | float:
-        near = min(max(float(ratio), 1 - self.stage.clip_low), 1 + self.stage.clip_high)
-        return ratio * a if float(ratio) * a <= near * a else near * a
+        plain = float(ratio.detach())
+        near = min(max(plain, 1 - self.stage.clip_low), 1 + self.stage.clip_high)
+        return ratio * a if plain * a <= near * a else near * a
 
     def kl(self, new: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
         if self.stage.kl_estimator == "k3":
@@ -252,9 +253,7 @@ def test_rewards_that_are_all_equal_teach_nothing(chain: Chain) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_ratio_is_one_at_the_first_update(chain: Chain, temperature: float) -> None:
-    stage, inputs = chain.online(
-        "grpo", iterations=1, updates=2, sampling__temperature=temperature
-    )
+    stage, inputs = chain.online("grpo", iterations=1, updates=2, sampling__temperature=temperature)
     first, second = chain.lab.run(stage, inputs).metrics("train")
     assert first["sampler_gap"] < 1e-5
     assert first["clip_fraction"] == 0

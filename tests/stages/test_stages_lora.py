@@ -1,4 +1,4 @@
-"""Low-rank adapters: the same promises, the base never moves, and what is exported is the policy."""
+"""Low-rank adapters: the same promises, an unmoved base, and exports that are the policy."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def test_the_base_stays_as_it_was(lora_chain: Chain, caught: Caught, name: str) 
     else:
         stage, inputs = lora_chain.online(name)
     run = lora_chain.lab.run(stage, inputs)
-    on_disk = load_file(
-        resolve("random:tiny", lora_chain.lab.store.cache) / "model.safetensors"
-    )
+    on_disk = load_file(resolve("random:tiny", lora_chain.lab.store.cache) / "model.safetensors")
     found = base_weights(caught)
     assert set(on_disk) <= set(found)
     assert all(torch.equal(found[key], value) for key, value in on_disk.items())
@@ -56,9 +54,7 @@ def test_the_base_stays_as_it_was(lora_chain: Chain, caught: Caught, name: str) 
 
 
 @pytest.mark.parametrize("change", ["token_budget", "layout"])
-def test_micro_batches_and_layout_do_not_change_the_adapter(
-    lora_chain: Chain, change: str
-) -> None:
+def test_micro_batches_and_layout_do_not_change_the_adapter(lora_chain: Chain, change: str) -> None:
     stage, inputs = lora_chain.prefer(pairs="all")
     one = lora_chain.lab.run(stage, inputs)
     if change == "layout":

@@ -106,9 +106,10 @@ class NaivePPO:
             new, value = self.logps(self.policy, self.rollouts[i]), self.values(self.rollouts[i])
             for t, old in enumerate(self.old[i]):
                 ratio, a = torch.exp(new[t] - old), self.advantages[i][t]
-                near = min(max(float(ratio), 1 - stage.clip), 1 + stage.clip)
+                plain = float(ratio.detach())
+                near = min(max(plain, 1 - stage.clip), 1 + stage.clip)
                 # the pessimistic of the two; a clipped one is a constant
-                pessimistic = ratio * a if float(ratio) * a <= near * a else near * a
+                pessimistic = ratio * a if plain * a <= near * a else near * a
                 loss = loss - pessimistic / tokens
                 v, g = self.old_values[i][t], self.returns[i][t]
                 moved = v + torch.clamp(value[t] - v, -stage.value_clip, stage.value_clip)

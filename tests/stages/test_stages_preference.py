@@ -161,7 +161,7 @@ def test_other_tokens_or_another_reference_miss_the_cache(
 
 
 def test_a_cached_entry_is_not_taken_for_another_precision(chain: Chain) -> None:
-    stage, inputs = chain.prefer()
+    stage, _ = chain.prefer()
     groups = stage.select(read(chain.annotations, "train"))
 
     class Named:

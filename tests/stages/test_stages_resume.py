@@ -110,9 +110,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
-def test_stopping_after_every_step_is_no_different(
-    chain: Chain, straight: Any, name: str
-) -> None:
+def test_stopping_after_every_step_is_no_different(chain: Chain, straight: Any, name: str) -> None:
     stage, inputs = stages(chain)[name]
     run = chain.lab.new_run(stage.kind)
     for step in range(1, 6):
@@ -174,44 +172,48 @@ def model_hashes(store: Path) -> dict[str, str]:
     return hashes
 
 
+def lines_of(store: Path) -> int:
+    """Metric lines of all runs so far: how far the command has come, whatever the machine."""
+    return sum(path.read_bytes().count(b"\n") for path in store.glob("*/metrics.jsonl"))
+
+
+def start(store: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(store),
+        cwd=store.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()[-2000:]
+
+
 @pytest.mark.slow
 def test_sigkill_at_a_random_moment_changes_nothing(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def start(store: Path) -> subprocess.Popen:
-        return subprocess.Popen(
-            command(store),
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-
-    began = time.monotonic()
-    undisturbed = start(tmp_path / "straight")
-    _, errors = undisturbed.communicate(timeout=240)
-    assert undisturbed.returncode == 0, errors.decode()[-2000:]
-    whole = time.monotonic() - began
+    finish(start(tmp_path / "straight"))
     expected = model_hashes(tmp_path / "straight")
     assert len(expected) >= 4  # SFT, reward model and head, PPO
+    total = lines_of(tmp_path / "straight")
 
     seed = int.from_bytes(os.urandom(4), "little")
-    moments = random.Random(seed)
-    print(f"seed {seed}")
-    killed, store = 0, tmp_path / "killed"
-    for _ in range(2):
+    chance, store = random.Random(seed), tmp_path / "killed"
+    # One moment in the earlier stages and one in the later ones.
+    for low, high in ((1, total // 2), (total // 2 + 1, total - 2)):
+        moment = chance.randint(low, high)
         process = start(store)
-        try:
-            process.wait(timeout=moments.uniform(0.4, 0.95) * whole)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
+        while process.poll() is None and lines_of(store) < moment:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.02))
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=60)
-    last = start(store)
-    _, errors = last.communicate(timeout=240)
-    assert last.returncode == 0, errors.decode()[-2000:]
-    assert killed
+        assert process.returncode == -signal.SIGKILL, f"seed {seed}: it was too late"
+    finish(start(store))
     assert model_hashes(store) == expected, f"seed {seed}"
     studies = list((store / "studies").glob("*/study.json"))
+    assert studies
     assert all(json.loads(path.read_text())["jobs"] for path in studies)

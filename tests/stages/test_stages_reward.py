@@ -18,9 +18,7 @@ def plain_scores(folder, groups, cache) -> list[list[float]]:
     """Scores of every completion at its last token, one sequence at a time."""
     model, head = plain_model(folder, cache), PlainHead.load(folder)
     with torch.no_grad():
-        return [
-            [float(head.along(model, g.prompt, c)[-1]) for c in g.completions] for g in groups
-        ]
+        return [[float(head.along(model, g.prompt, c)[-1]) for c in g.completions] for g in groups]
 
 
 def by_hand(scores: list[list[float]], groups, centering: float) -> float:
@@ -29,8 +27,10 @@ def by_hand(scores: list[list[float]], groups, centering: float) -> float:
     for values, group in zip(scores, groups, strict=True):
         terms = []
         for i, j in itertools.permutations(range(len(values)), 2):
-            if group.verdict.ranks[i] < group.verdict.ranks[j] if group.verdict.ranks else (
-                group.verdict.scores[i] > group.verdict.scores[j]
+            if (
+                group.verdict.ranks[i] < group.verdict.ranks[j]
+                if group.verdict.ranks
+                else (group.verdict.scores[i] > group.verdict.scores[j])
             ):
                 gap = values[i] - values[j]
                 total = values[i] + values[j]
