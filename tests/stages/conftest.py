@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from stage_lab import Caught, Chain, Lab
 
+from alignlab.run import Run
+
 
 def make_chain(lab: Lab) -> Chain:
     sft = lab.run(lab.stage("sft", steps=10), {})  # so that about half of its samples end
@@ -17,6 +19,12 @@ def make_chain(lab: Lab) -> Chain:
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """SFT, annotations and a reward model, every parameter trained."""
     return make_chain(Lab.make(tmp_path_factory.mktemp("full")))
+
+
+@pytest.fixture(scope="session")
+def earlier(chain: Chain) -> Run:
+    """An SFT run that is not the policy's start: with it as reference, the KL is not zero."""
+    return chain.lab.run(chain.lab.stage("sft", steps=4), {})
 
 
 @pytest.fixture(scope="session")

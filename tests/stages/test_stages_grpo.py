@@ -21,6 +21,7 @@ from stage_lab import (
 from alignlab.compose import conf_dir
 from alignlab.data.order import step_rows
 from alignlab.errors import ConfigError
+from alignlab.run import Run
 from alignlab.stages import grpo_work
 from alignlab.stages.grpo_work import GRPOWork
 
@@ -52,12 +53,12 @@ RELATIVES = {
 class NaiveGRPO:
     """One iteration over given rollouts: one completion, one token, one number at a time."""
 
-    def __init__(self, chain: Chain, stage: Any, experience: Any) -> None:
+    def __init__(self, chain: Chain, reference: Run, stage: Any, experience: Any) -> None:
         cache = chain.lab.store.cache
         self.stage, self.groups = stage, experience.groups
         self.finished = experience.finished.view(-1, stage.group).tolist()
         self.policy = plain_model(chain.sft.model_dir, cache)
-        self.reference = plain_model(chain.sft.model_dir, cache)
+        self.reference = plain_model(reference.model_dir, cache)
         reward = plain_model(chain.reward.model_dir, cache)
         head = PlainHead.load(chain.reward.model_dir)
         self.optimizer = PlainAdamW.like(stage, list(self.policy.parameters()))
@@ -138,7 +139,7 @@ class NaiveGRPO:
 @pytest.mark.parametrize("name", RELATIVES)
 @pytest.mark.parametrize("temperature", [1.0, 1.3])
 def test_an_iteration_equals_one_written_out_in_loops(
-    chain: Chain, caught: Caught, name: str, temperature: float
+    chain: Chain, earlier: Run, caught: Caught, name: str, temperature: float
 ) -> None:
     stage, inputs = chain.online(
         "grpo",
@@ -150,10 +151,10 @@ def test_an_iteration_equals_one_written_out_in_loops(
         sampling__temperature=temperature,
         **RELATIVES[name],
     )
-    run = chain.lab.run(stage, inputs, token_budget=90)
+    run = chain.lab.run(stage, {**inputs, "reference": earlier}, token_budget=90)
     experience = caught.work.experience
     assert 0 < int(experience.finished.sum()) < 12  # both sorts of ending occur
-    naive = NaiveGRPO(chain, stage, experience)
+    naive = NaiveGRPO(chain, earlier, stage, experience)
     naive.run()
     plain = {f"model.safetensors/{n}": p.detach() for n, p in naive.policy.named_parameters()}
     assert largest_difference(weights(run), plain) < 1e-5

@@ -20,6 +20,7 @@ from stage_lab import (
 
 from alignlab.data.order import step_rows
 from alignlab.errors import ConfigError
+from alignlab.run import Run
 from alignlab.stages import ppo_work
 
 CONTAINS_P = {
@@ -33,11 +34,13 @@ CONTAINS_P = {
 class NaivePPO:
     """One iteration of PPO over given rollouts: one sequence, one token, one number at a time."""
 
-    def __init__(self, chain: Chain, stage: Any, experience: Any, ptx: list) -> None:
+    def __init__(
+        self, chain: Chain, reference: Run, stage: Any, experience: Any, ptx: list
+    ) -> None:
         cache = chain.lab.store.cache
         self.stage, self.ptx = stage, ptx
         self.policy = plain_model(chain.sft.model_dir, cache)
-        self.reference = plain_model(chain.sft.model_dir, cache)
+        self.reference = plain_model(reference.model_dir, cache)
         self.body = plain_model(chain.reward.model_dir, cache)
         self.head = PlainHead.load(chain.reward.model_dir)
         self.reward_body = plain_model(chain.reward.model_dir, cache)
@@ -139,7 +142,7 @@ class NaivePPO:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("whiten", [True, False])
 def test_an_iteration_equals_one_written_out_in_loops(
-    chain: Chain, caught: Caught, ptx: float, temperature: float, whiten: bool
+    chain: Chain, earlier: Run, caught: Caught, ptx: float, temperature: float, whiten: bool
 ) -> None:
     stage, inputs = chain.online(
         "ppo",
@@ -157,10 +160,10 @@ def test_an_iteration_equals_one_written_out_in_loops(
         ptx_rows=10,
         sampling__temperature=temperature,
     )
-    run = chain.lab.run(stage, inputs, token_budget=70)
+    run = chain.lab.run(stage, {**inputs, "reference": earlier}, token_budget=70)
     experience = caught.work.experience
     assert 0 < int(experience.finished.sum()) < 6  # both sorts of ending occur
-    naive = NaivePPO(chain, stage, experience, caught.work.ptx)
+    naive = NaivePPO(chain, earlier, stage, experience, caught.work.ptx)
     naive.run()
     ours = weights(run)
     plain = {f"model.safetensors/{n}": p.detach() for n, p in naive.policy.named_parameters()}
