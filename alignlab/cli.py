@@ -84,6 +84,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     export.add_argument("run", help="name or key of a run, or its beginning")
     export.add_argument("--to", required=True, metavar="DIR", help="a new or empty folder")
     export.add_argument("--merge", action="store_true", help="put a LoRA adapter into its base")
+    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="store as")
     chat = command("chat", "talk to a policy", _chat)
     chat.add_argument("run", help="name or key of a run, or its beginning")
     chat.add_argument("--temperature", type=float, default=0.8, help="0 = greedy (default 0.8)")
@@ -134,7 +135,7 @@ def _again(parsed: argparse.Namespace) -> int:
 def _export(parsed: argparse.Namespace) -> int:
     from alignlab.commands.models import export
 
-    return export(parsed.run, parsed.to, merge=parsed.merge)
+    return export(parsed.run, parsed.to, merge=parsed.merge, dtype=parsed.dtype)
 
 
 def _chat(parsed: argparse.Namespace) -> int:

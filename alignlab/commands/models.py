@@ -9,12 +9,13 @@ from alignlab.errors import ConfigError
 from alignlab.run import Run, Store
 
 
-def export(name: str, to: str, *, merge: bool) -> int:
+def export(name: str, to: str, *, merge: bool, dtype: str | None = None) -> int:
     """Write a run's model as an ordinary Hugging Face folder (or a PEFT adapter folder)."""
     from alignlab.models.export import export_model
 
     store = Store(store_root())
-    print(export_model(_finished(store, name).model_dir, Path(to), store.cache, merge=merge))
+    folder = _finished(store, name).model_dir
+    print(export_model(folder, Path(to), store.cache, merge=merge, dtype=dtype))
     return 0
 
 

@@ -20,23 +20,36 @@ PRIVATE = ("view.json",)  # ours, of no use to others
 HEAD = "head.safetensors"
 
 
-def export_model(source: Path, to: Path, cache: Path, *, merge: bool) -> str:
+def export_model(
+    source: Path, to: Path, cache: Path, *, merge: bool, dtype: str | None = None
+) -> str:
     """Write the model folder ``source`` of a run to ``to``; return one sentence on what it is.
 
+    ``dtype`` (``bfloat16`` …) stores the weights of a whole model in that format; None leaves them.
+
     Raises:
-        ConfigError: ``to`` is not empty, there is no model, or its base model has changed.
+        ConfigError: ``to`` is not empty, there is no model, its base model has changed, or a dtype
+            is asked of an adapter that is not merged.
     """
     view = read_view(source)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"--to {to}: is not an empty folder; give a new name.")
     head = f" Its scalar head is in {HEAD}." if view["head"] else ""
-    if view["mode"] == "lora" and merge:
+    adapter = view["mode"] == "lora"
+    if dtype is not None and adapter and not merge:
+        raise ConfigError("--dtype: an adapter keeps its own format; add --merge for a whole model.")
+    if dtype is not None or (adapter and merge):
         model, tokenizer = load_merged(source, cache)
+        if dtype is not None:
+            import torch
+
+            model = model.to(getattr(torch, dtype))
         model.save_pretrained(to)
         tokenizer.save_pretrained(to)
         if view["head"]:
             shutil.copy2(source / HEAD, to / HEAD)
-        return f"{to}: a Hugging Face model (adapter merged into {view['base']}).{head}"
+        merged = f" (adapter merged into {view['base']})" if adapter else f" in {dtype}"
+        return f"{to}: a Hugging Face model{merged}.{head}"
     shutil.copytree(source, to, ignore=shutil.ignore_patterns(*PRIVATE), dirs_exist_ok=True)
     if view["mode"] == "full":
         return f"{to}: a Hugging Face model.{head}"
