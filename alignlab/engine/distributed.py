@@ -72,6 +72,8 @@ def _start(device: str, threads: int | None, deterministic: bool) -> Workers:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # (else deterministic mode writes NaN into every new buffer first: a debugging aid, and slow)
     on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if on_cpu:  # transformers asks DeepSpeed when it saves, which else guesses, with a warning
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
     if accelerator.num_processes > 1:
         atexit.register(accelerator.end_training)  # gloo aborts a process that leaves without it

@@ -37,7 +37,9 @@ def export_model(
     head = f" Its scalar head is in {HEAD}." if view["head"] else ""
     adapter = view["mode"] == "lora"
     if dtype is not None and adapter and not merge:
-        raise ConfigError("--dtype: an adapter keeps its own format; add --merge for a whole model.")
+        raise ConfigError(
+            "--dtype: an adapter keeps its own format; add --merge for a whole model."
+        )
     if dtype is not None or (adapter and merge):
         model, tokenizer = load_merged(source, cache)
         if dtype is not None:

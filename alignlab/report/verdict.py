@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from alignlab.report.analysis import Analysis, Pair, Score, hacks_gold
+from alignlab.report.analysis import LEVEL, Analysis, Pair, Score, hacks_gold
 from alignlab.report.statistics import Interval
 
 MINUS = "−"
@@ -142,9 +143,24 @@ def _rivals(analysis: Analysis, best: Score, digits: int) -> list[str]:
     link = ", but not from " if clear else ", nor from "
     text.append(
         f"It {'is' if clear else 'is not'} distinguishable from {_name(following, best)}, "
-        f"the next one ({signed(sign * following.gold.interval.value, digits)}, Holm-adjusted p "
-        f"{_equals(p_text(following.holm))})" + (link + _listing(others) if others else "") + "."
+        f"the next one ({_difference(following, sign, digits)})"
+        + (link + _listing(others) if others else "")
+        + "."
     )
+    return text
+
+
+def _difference(pair: Pair, sign: int, digits: int) -> str:
+    """Difference with its interval and p; says so where prompts and seeds disagree."""
+    found = pair.gold.interval
+    ends = sorted((sign * found.low, sign * found.high))
+    turned = replace(found, value=sign * found.value, low=ends[0], high=ends[1])
+    text = (
+        f"{signed(turned.value, digits)} {between(turned, digits, sign=True)}, "
+        f"Holm-adjusted p {_equals(p_text(pair.holm))}"
+    )
+    if pair.holm < 1 - LEVEL and not turned.excludes(0.0):
+        text += " over prompts, but the interval over seeds includes 0"
     return text
 
 

@@ -30,8 +30,8 @@ FILE = "annotations.jsonl"
 class Annotate(Stage):
     """Give every prompt group of the ``preference`` split a verdict over its completions.
 
-    Groups that come with a verdict over two or more completions keep it (human data). The others
-    are completed with ``completions`` samples of the policy, which the annotator ranks: the
+    Groups that come with a ranking, scores or thumbs keep them (human data). The others are
+    completed with ``completions`` samples of the policy, which the annotator ranks: the
     simulated preference collection of AlpacaFarm (Dubois et al. 2023, arXiv:2305.14387). Token ids
     are stored, so that every later stage trains on the very tokens that were sampled.
     """
@@ -58,7 +58,7 @@ class Annotate(Stage):
         groups = data.load("preference")[: self.prompts]
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
-        given = [i for i, g in enumerate(groups) if len(g.completions) > 1 and g.verdict.pairs()]
+        given = [i for i, g in enumerate(groups) if g.completions and judged(g.verdict)]
         missing = sorted(set(range(len(groups))) - set(given))
         annotated = {i: groups[i] for i in given}
         tokens = dict(zip(given, tokenization.groups([groups[i] for i in given]), strict=True))
@@ -70,11 +70,17 @@ class Annotate(Stage):
         ordered = [annotated[i] for i in range(len(groups))]
         rows = [replace(tokens[i], row=i) for i in range(len(groups))]
         held_out = {split: data.load(split) for split in ("validation", "test")}
+        pairs = sum(len(g.verdict.pairs()) for g in ordered)
         inspect(
-            ordered, rows, tokenization, run, need="pairs", held_out=held_out, sampled=bool(missing)
+            ordered,
+            rows,
+            tokenization,
+            run,
+            need="pairs" if pairs else "thumbs",
+            held_out=held_out,
+            sampled=bool(missing),
         )
         write(run.path / FILE, ordered, rows, self.validation_share)
-        pairs = sum(len(g.verdict.pairs()) for g in ordered)
         run.update_record(
             label=self.label or "annotations",
             prompts=len(groups),
@@ -124,6 +130,11 @@ class Annotate(Stage):
 
         tokens = self.prompts * self.completions * self.sampling.max_new_tokens
         return sampling_estimate(self.backbone, cache, tokens=tokens)
+
+
+def judged(verdict: Verdict) -> bool:
+    """Whether a verdict tells completions apart, or gives a single one its thumb."""
+    return bool(verdict.pairs()) or verdict.kind == "thumbs"
 
 
 def write(
@@ -177,17 +188,18 @@ def read(run: Run, split: str) -> list[TokenGroup]:
     return groups
 
 
-def require_pairs(groups: Sequence[TokenGroup], annotations: Run, least: int = 1) -> None:
-    """Refuse to train on fewer than ``least`` prompts with an ordered pair.
+def require_verdicts(groups: Sequence[TokenGroup], annotations: Run, least: int = 1) -> None:
+    """Refuse to train on fewer than ``least`` prompts with a verdict of use to the stage.
 
     Raises:
         DataError: says how many there are and what to change.
     """
     if len(groups) < least:
         raise DataError(
-            f"{annotations.name}: {len(groups)} of the annotated prompts for training have a pair"
-            f" of a better and a worse completion, and this stage needs {least}. Annotate more"
-            " prompts, or look at the annotator: equal scores are ties and give no pair."
+            f"{annotations.name}: {len(groups)} of the annotated prompts for training have a"
+            f" verdict that this stage can use, and it needs {least} (a pairwise method needs a"
+            " better and a worse completion of one prompt; equal scores are ties). Annotate more"
+            " prompts, or use a method that fits the verdicts, such as objective=kto for thumbs."
         )
 
 

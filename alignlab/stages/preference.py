@@ -76,14 +76,14 @@ class Preference(Stage):
         from alignlab.data.order import steps_of
         from alignlab.engine.loop import train
         from alignlab.objectives.declaration import declaration
-        from alignlab.stages.annotate import read, require_pairs
+        from alignlab.stages.annotate import read, require_verdicts
         from alignlab.stages.reference import ReferenceLogps
         from alignlab.stages.session import OfflineWork, cache_of, finish_training, open_backbone
 
         need = declaration(function(self.objective))
-        groups = self.select(read(inputs["annotations"], "train"))
-        require_pairs(groups, inputs["annotations"], least=2 if need.needs_kl_point else 1)
-        held_out = self.select(read(inputs["annotations"], "validation"))
+        groups = self.select(read(inputs["annotations"], "train"), need)
+        require_verdicts(groups, inputs["annotations"], least=2 if need.needs_kl_point else 1)
+        held_out = self.select(read(inputs["annotations"], "validation"), need)
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         reference = None
         if need.needs_reference:
@@ -131,10 +131,18 @@ class Preference(Stage):
             summary=evaluate(),
         )
 
-    def select(self, groups: Sequence[TokenGroup]) -> list[TokenGroup]:
-        """Groups with at least one ordered pair, reduced to best and worst where asked to."""
-        kept = [g for g in groups if g.verdict.pairs()]
-        return [best_and_worst(g) for g in kept] if self.pairs == "best_worst" else kept
+    def select(self, groups: Sequence[TokenGroup], need: Declaration) -> list[TokenGroup]:
+        """Groups whose verdict is of use to the objective, reduced to best and worst if asked to.
+
+        Pairs for a pairwise objective; for one over single completions a thumb is enough.
+        """
+        if need.view == "single":
+            kept = [g for g in groups if any(t is not None for t in g.verdict.desirable())]
+        else:
+            kept = [g for g in groups if g.verdict.pairs()]
+        if self.pairs == "all":
+            return kept
+        return [best_and_worst(g) if g.verdict.pairs() else g for g in kept]
 
     def name(self) -> str:
         """Short name for tables: the function and its hyperparameters."""
@@ -248,23 +256,27 @@ class Terms:
     def evaluate(
         self, backbone: Backbone, groups: Sequence[TokenGroup], engine: Engine
     ) -> dict[str, float]:
-        """Metrics of the pairs of held-out groups, whatever the objective."""
+        """Metrics of held-out groups: of their pairs, or of single thumbs where there are none."""
         import torch
 
         from alignlab.objectives.pairwise import pair_metrics
-        from alignlab.stages.arrange import pair_logps
+        from alignlab.objectives.unpaired import single_metrics
+        from alignlab.stages.arrange import pair_logps, single_logps
         from alignlab.stages.reference import completion_sums
 
+        paired = any(g.verdict.pairs() for g in groups)
+        arrange: Any = pair_logps if paired else single_logps
+        describe: Any = pair_metrics if paired else single_metrics
         with torch.no_grad():
             sums = completion_sums(backbone, "policy", groups, engine)
             lengths = torch.tensor(
                 [len(c) for g in groups for c in g.completions], device=sums.device
             )
-            policy = pair_logps(sums, lengths, groups)
+            policy = arrange(sums, lengths, groups)
             reference = None
             if self.reference is not None:
-                reference = pair_logps(self.reference.sums(groups), lengths, groups)
-            metrics = pair_metrics(policy, reference)
+                reference = arrange(self.reference.sums(groups), lengths, groups)
+            metrics = describe(policy, reference)
         return {name: float(values.double().mean()) for name, values in metrics.items()}
 
 

@@ -56,12 +56,12 @@ class Reward(Stage):
         """Train the scalar head and its backbone on the annotated rankings."""
         from alignlab.data.order import steps_of
         from alignlab.engine.loop import train
-        from alignlab.stages.annotate import read, require_pairs
+        from alignlab.stages.annotate import read, require_verdicts
         from alignlab.stages.session import OfflineWork, finish_training, open_backbone
 
         groups = [g for g in read(inputs["annotations"], "train") if g.verdict.pairs()]
         held_out = [g for g in read(inputs["annotations"], "validation") if g.verdict.pairs()]
-        require_pairs(groups, inputs["annotations"])
+        require_verdicts(groups, inputs["annotations"])
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         backbone.add("reward", source=inputs["init"].model_dir, trainable=True, head=True)
         objective = function(self.objective)

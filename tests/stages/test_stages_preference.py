@@ -258,7 +258,7 @@ def test_annotations_without_a_single_pair_are_refused(chain: Chain) -> None:
     sampled.path.mkdir(parents=True)
     (sampled.path / "annotations.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     stage, inputs = chain.prefer(steps=None)
-    with pytest.raises(DataError, match="have a pair"):
+    with pytest.raises(DataError, match="verdict that this stage can use"):
         chain.lab.run(stage, {**inputs, "annotations": sampled})
-    with pytest.raises(DataError, match="have a pair"):
+    with pytest.raises(DataError, match="verdict that this stage can use"):
         chain.lab.run(chain.lab.stage("reward"), {"init": chain.sft, "annotations": sampled})
