@@ -81,9 +81,9 @@ class Preference(Stage):
         from alignlab.stages.session import OfflineWork, cache_of, finish_training, open_backbone
 
         need = declaration(function(self.objective))
-        groups = self.select(read(inputs["annotations"], "train"), need)
+        groups = self.select(read(inputs["annotations"], "train"))
         require_verdicts(groups, inputs["annotations"], least=2 if need.needs_kl_point else 1)
-        held_out = self.select(read(inputs["annotations"], "validation"), need)
+        held_out = self.select(read(inputs["annotations"], "validation"))
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         reference = None
         if need.needs_reference:
@@ -131,12 +131,14 @@ class Preference(Stage):
             summary=evaluate(),
         )
 
-    def select(self, groups: Sequence[TokenGroup], need: Declaration) -> list[TokenGroup]:
+    def select(self, groups: Sequence[TokenGroup]) -> list[TokenGroup]:
         """Groups whose verdict is of use to the objective, reduced to best and worst if asked to.
 
         Pairs for a pairwise objective; for one over single completions a thumb is enough.
         """
-        if need.view == "single":
+        from alignlab.objectives.declaration import declaration
+
+        if declaration(function(self.objective)).view == "single":
             kept = [g for g in groups if any(t is not None for t in g.verdict.desirable())]
         else:
             kept = [g for g in groups if g.verdict.pairs()]
