@@ -94,11 +94,6 @@ def token_logps_entropy(
     return _run(hidden, head, target_ids, temperature, chunk, entropy=True)
 
 
-def segment_sum(x: Tensor, index: Tensor, count: int) -> Tensor:
-    """Sums of ``x`` ``(N,)`` by ``index`` ``(N,)``: ``(count,)``, zero where nothing points."""
-    return x.new_zeros(count).index_add(0, index, x)
-
-
 def _run(
     hidden: Tensor,
     head: Head,

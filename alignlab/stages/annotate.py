@@ -57,13 +57,14 @@ class Annotate(Stage):
         data = build(self.data)
         groups = data.load("preference")[: self.prompts]
         backbone = open_backbone(self.backbone, run, engine, self.seed)
+        # Before the tokenizer is used: the policy may bring its own (after `pretrain`).
+        backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
         given = [i for i, g in enumerate(groups) if g.completions and judged(g.verdict)]
         missing = sorted(set(range(len(groups))) - set(given))
         annotated = {i: groups[i] for i in given}
         tokens = dict(zip(given, tokenization.groups([groups[i] for i in given]), strict=True))
         if missing:
-            backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
             fresh = self.collect(backbone, tokenization, [groups[i] for i in missing], run)
             for i, (group, token) in zip(missing, fresh, strict=True):
                 annotated[i], tokens[i] = group, token

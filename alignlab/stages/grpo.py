@@ -88,10 +88,10 @@ class GRPO(Stage):
 
         require_one_process(engine, self.kind)
         backbone = open_backbone(self.backbone, run, engine, self.seed)
+        backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
         groups = build(self.data).load("preference")[: self.prompts]
         prompts = tokenization.prompts(groups)
-        backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
         if self.kl_coef > 0:
             backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
         scorer = Scorer(backbone, inputs.get("reward"), self.reward, engine)

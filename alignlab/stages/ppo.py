@@ -89,6 +89,7 @@ class PPO(Stage):
 
         require_one_process(engine, self.kind)
         backbone = open_backbone(self.backbone, run, engine, self.seed)
+        backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
         data = build(self.data)
         groups = data.load("preference")[: self.prompts]
@@ -98,7 +99,6 @@ class PPO(Stage):
             shown = demonstrations(data.load("sft"))[: self.ptx_rows or None]
             ptx = tokenize(shown, tokenization, run, need="demonstration")
         reward = inputs.get("reward")
-        backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
         backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
         source = reward.model_dir if reward is not None else inputs["init"].model_dir
         backbone.add("value", source=source, trainable=True, head=True)

@@ -225,7 +225,7 @@ class Terms:
 
     def loss(self, view: View, packed: Packed) -> tuple[Tensor, Metrics]:
         """Loss of one micro-batch over the units of the whole step, and the usual metrics."""
-        from alignlab.models.logps import segment_sum
+        from alignlab.objectives.stable import segment_sum
 
         batch = packed.batch
         sums = segment_sum(view.logps(batch), batch.target_completion, batch.completions)

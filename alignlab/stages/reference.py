@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from alignlab.data.pack import flatten
-from alignlab.models.logps import segment_sum
+from alignlab.objectives.stable import segment_sum
 from alignlab.stages.session import split
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from model_cases import architecture, random_model
 from alignlab.models.logps import (
     Head,
     head_of,
-    segment_sum,
     token_logps,
     token_logps_entropy,
 )
@@ -159,14 +158,6 @@ def test_the_logits_are_never_whole() -> None:
         token_logps(hidden, Head(weight), targets, chunk=8).sum().backward()
     assert max(largest) <= max(8 * vocabulary, weight.numel())
     assert max(largest) < rows * vocabulary
-
-
-def test_segment_sum_by_hand() -> None:
-    x = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
-    out = segment_sum(x, torch.tensor([0, 2, 2, 0]), 4)
-    assert out.tolist() == [5.0, 0.0, 5.0, 0.0]
-    (out * torch.tensor([1.0, 10.0, 100.0, 1000.0])).sum().backward()
-    assert x.grad.tolist() == [1.0, 100.0, 100.0, 1.0]
 
 
 def test_bad_arguments_are_refused() -> None:
