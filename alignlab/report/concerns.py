@@ -40,6 +40,7 @@ def concerns(analysis: Analysis) -> list[Concern]:
     study = analysis.study
     found = [
         *_absent(study),
+        *_weak_rewards(study),
         *_seeds(analysis),
         *_one_axis(study),
         *_prompts(analysis),
@@ -51,6 +52,22 @@ def concerns(analysis: Analysis) -> list[Concern]:
         *_warnings(study),
     ]
     return sorted(found, key=lambda concern: concern.level != "serious")
+
+
+def _weak_rewards(study: Study) -> Iterator[Concern]:
+    for run in study.runs.values():
+        summary = run.record.get("summary") or {}
+        accuracy, pairs = summary.get("validation_accuracy"), summary.get("validation_pairs")
+        if run.kind != "reward" or not run.done or accuracy is None or not pairs:
+            continue
+        # Pairs of one prompt are not independent, so the true interval is wider than this one.
+        if accuracy - 1.96 * math.sqrt(0.25 / pairs) <= 0.5:
+            yield _serious(
+                "reward at chance",
+                f"{run.name} (seed {run.record.get('seed')}) orders {accuracy:.2f} of {pairs}"
+                " held-out pairs as the annotator did, no better than chance: what was trained on"
+                " it or chosen by it followed noise",
+            )
 
 
 def _absent(study: Study) -> Iterator[Concern]:

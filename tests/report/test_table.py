@@ -4,13 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from fake_study import FakeStore, write_json, write_run, write_study
 
 from alignlab.errors import DataError
 from alignlab.report.analysis import analyse, best_of_kl
-from alignlab.report.concerns import concerns
+from alignlab.report.concerns import _weak_rewards, concerns
 from alignlab.report.folders import flatten, read_lines, settings_of
 from alignlab.report.table import read_study, shared_stages
 
@@ -193,3 +194,19 @@ def test_reading_a_study_imports_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "pairs", "doubted"),
+    [
+        (0.49, 87, True),
+        (0.58, 87, True),  # 0.58 − 1.96 · √(0.25 / 87) = 0.475
+        (0.65, 759, False),  # 0.65 − 1.96 · √(0.25 / 759) = 0.614
+        (None, 0, False),  # nothing was held out: nothing is known
+    ],
+)
+def test_a_reward_model_at_chance_is_a_serious_doubt(accuracy, pairs, doubted):
+    record = {"seed": 0, "summary": {"validation_accuracy": accuracy, "validation_pairs": pairs}}
+    run = SimpleNamespace(kind="reward", name="reward-0a", done=True, record=record)
+    found = list(_weak_rewards(SimpleNamespace(runs={run.name: run})))
+    assert [concern.level for concern in found] == ["serious"] * doubted
