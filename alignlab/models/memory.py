@@ -6,7 +6,6 @@ import json
 import math
 import re
 import struct
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -179,11 +178,3 @@ def flops_per_token(total: int, trained: int) -> float:
 def training_flops(total: int, trained: int, tokens: int) -> float:
     """`flops_per_token` times the tokens that go through forward and backward."""
     return flops_per_token(total, trained) * tokens
-
-
-def peak_rss() -> int:
-    """Highest resident memory of this process so far, in bytes."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

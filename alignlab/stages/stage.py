@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from alignlab.errors import ConfigError, did_you_mean
 from alignlab.spec import Spec, build
@@ -98,10 +98,6 @@ class Stage(ABC):
     @abstractmethod
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Do the work: read finished ``inputs``, write everything into ``run``."""
-
-    def named(self) -> dict[str, Any]:
-        """Fields as a plain mapping of name → value (not converted)."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 def reject_truncated_sampling(sampling: Sampling) -> None:

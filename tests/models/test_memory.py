@@ -11,7 +11,6 @@ from alignlab.models.memory import (
     llama_shapes,
     parameter_count,
     parameter_counts,
-    peak_rss,
     tensor_shapes,
     training_flops,
 )
@@ -58,7 +57,3 @@ def test_memory_grows_with_what_is_trained(tmp_path) -> None:
     assert frozen < short < lora < full
     # Sixteen bytes for a trained parameter and four for the frozen copy, and the rest on top.
     assert full > 20 * 134_515_008
-
-
-def test_peak_rss_is_in_bytes() -> None:
-    assert 50e6 < peak_rss() < 1e12
