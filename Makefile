@@ -1,10 +1,10 @@
-# make setup | demo | test | lint | types | clean — nothing is needed before them but Python 3.11 or newer.
+# make setup | demo | test | conformance | lint | types | clean — nothing is needed before them but Python 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-fast lint types clean
+.PHONY: setup demo test test-fast conformance lint types clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,10 @@ test: setup lint types
 
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+conformance: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "conformance or difference" \
+	  --conformance-page experiments/conformance/README.md
 
 lint: setup
 	$(BIN)/ruff check .

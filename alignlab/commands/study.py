@@ -93,6 +93,7 @@ def plan(overrides: Sequence[str], *, multirun: bool, as_json: bool) -> int:
 
 def run(overrides: Sequence[str], *, multirun: bool) -> int:
     """Execute what is not done; print a line per stage, and the report's path at the end."""
+    _refuse_many_processes()
     session = prepare(overrides, multirun)
     again = _command(overrides, multirun)
     _write_study(session, overrides, again)
@@ -116,6 +117,17 @@ def run(overrides: Sequence[str], *, multirun: bool) -> int:
     if code:
         _note(f"after mending it, continue with: {again}")
     return code
+
+
+def _refuse_many_processes() -> None:
+    """Each process of a torchrun would claim the same run, and wait for the others for ever."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise ConfigError(
+            f"WORLD_SIZE={world}: this command was started as one of several processes, as torchrun"
+            " does, and it plans and runs a study by itself. Start it without; `launch=local` runs"
+            " several stages side by side."
+        )
 
 
 def report(study: str, *, open_it: bool) -> int:

@@ -26,7 +26,7 @@ def step_rows(step: int, batch: int, rows: int, seed: int) -> list[int]:
 
 def steps_of(epochs: float, batch: int, rows: int) -> int:
     """Optimizer steps that show every row ``epochs`` times: ceil(epochs · rows / batch)."""
-    return math.ceil(round(epochs * rows / batch, 9))  # 0.1 · 30 / 3 must be 1, not 2
+    return math.ceil(round(epochs * rows / batch, 9))  # 1.1 · 90 / 3 must be 33, not 34
 
 
 @lru_cache(maxsize=8)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from alignlab.errors import ConfigError
+from alignlab.run import Run
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
@@ -93,6 +94,10 @@ class Workers:
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """Return the part of ``items`` that is this process's: every world-th one."""
         return items[self.rank :: self.world]
+
+    def own(self, run: Run) -> Run:
+        """Return ``run`` on the main process; on the others, one that is read and never written."""
+        return run if self.is_main else Onlooker(run.path)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss`` to this process's gradients."""
@@ -188,6 +193,19 @@ class Workers:
         result = values.detach().clone()
         dist.all_reduce(result, op=getattr(dist.ReduceOp, operation))
         return result
+
+
+class Onlooker(Run):
+    """A run as the processes beside the main one see it: they read it, and write nothing."""
+
+    def log(self, step: int, metrics: Mapping[str, float], split: str = "train") -> None:
+        """Leave the line to the main process."""
+
+    def sample(self, row: Mapping[str, Any]) -> None:
+        """Leave the row to the main process."""
+
+    def update_record(self, **fields: Any) -> None:
+        """Leave the record to the main process."""
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

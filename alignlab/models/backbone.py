@@ -156,6 +156,8 @@ class Backbone:
         """Make the base the one that ``source`` needs; returns what its body is then read from."""
         file = source / VIEW_FILE
         made = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if made.get("head") and not (source / HEAD_FILE).is_file():
+            raise ConfigError(f"{source}: its {HEAD_FILE} is gone; a fresh head scores at random.")
         is_adapter = (source / ADAPTER_CONFIG).is_file()
         if not is_adapter and self._bodies.mode == "lora":  # fresh adapters on a full model
             if weights_sha256(source) != self.base_sha256:

@@ -166,7 +166,6 @@ class _Product:
         dtype = options.dtype
         self.states = hidden.to(dtype)
         self._bias = None if bias is None else bias.to(dtype)
-        self._target: Tensor | None = None  # (N,) shaped target logits, if they are computed apart
         if torch.finfo(dtype).bits >= 32 or options.softcap is not None:
             self.matrix = weight.to(dtype)
             self._left, self._right = self.states, self.matrix
@@ -178,9 +177,7 @@ class _Product:
         logit = (self.states.float() * self.matrix[targets].float()).sum(-1)
         if self._bias is not None:
             logit += self._bias[targets].float()
-        shift = logit.to(dtype)
-        self._left = torch.cat([self.states, -shift[:, None]], 1)
-        self._target = (logit - shift.float()) * options.scale
+        self._left = torch.cat([self.states, -logit.to(dtype)[:, None]], 1)
 
     def logits(self, rows: slice) -> Tensor:
         """Shaped logits ``(rows, V)``, up to a constant of each row."""
@@ -188,9 +185,7 @@ class _Product:
         return _shape_logits(raw, self.options.scale, self.options.softcap)
 
     def target(self, z: Tensor, rows: slice) -> Tensor:
-        """Shaped logit of each row's target, up to the same constant."""
-        if self._target is not None:
-            return self._target[rows]
+        """Shaped logit of each row's target, out of ``z``: so no log-probability is above 0."""
         return z.gather(1, self.targets[rows, None])[:, 0]
 
     def gradient(self, z: Tensor, lse: Tensor, rows: slice) -> Tensor:

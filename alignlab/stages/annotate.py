@@ -54,6 +54,7 @@ class Annotate(Stage):
         from alignlab.data.template import Tokenization
         from alignlab.stages.session import inspect, open_backbone
 
+        run = engine.workers().own(run)
         data = build(self.data)
         groups = data.load("preference")[: self.prompts]
         backbone = open_backbone(self.backbone, run, engine, self.seed)
@@ -81,7 +82,8 @@ class Annotate(Stage):
             held_out=held_out,
             sampled=bool(missing),
         )
-        write(run.path / FILE, ordered, rows, self.validation_share)
+        if engine.workers().is_main:
+            write(run.path / FILE, ordered, rows, self.validation_share)
         run.update_record(
             label=self.label or "annotations",
             prompts=len(groups),

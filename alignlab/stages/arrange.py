@@ -33,5 +33,5 @@ def single_logps(sums: Tensor, lengths: Tensor, groups: Sequence[TokenGroup]) ->
     thumbs = [thumb for group in groups for thumb in group.verdict.desirable()]
     kept = [i for i, thumb in enumerate(thumbs) if thumb is not None]
     index = torch.tensor(kept, dtype=torch.long, device=sums.device)
-    desirable = torch.tensor([bool(thumbs[i]) for i in kept], device=sums.device)
+    desirable = torch.tensor([thumbs[i] for i in kept], dtype=torch.bool, device=sums.device)
     return SingleLogps(sums[index], lengths[index], desirable)

@@ -66,6 +66,7 @@ class Evaluate(Stage):
         from alignlab.rollout.rollout import sample_rollout
         from alignlab.stages.session import open_backbone
 
+        run = engine.workers().own(run)
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
         backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
@@ -87,8 +88,9 @@ class Evaluate(Stage):
         if self.best_of > 1 and proxy is not None:
             kept = best_indices(proxy, self.best_of)
         rows = self.rows(groups, rollout, kept, proxy, self.log_ratio(backbone, rollout, engine))
-        for name in ("samples.jsonl", "metrics.jsonl"):  # of an interrupted attempt
-            (run.path / name).unlink(missing_ok=True)
+        if engine.workers().is_main:
+            for name in ("samples.jsonl", "metrics.jsonl"):  # of an interrupted attempt
+                (run.path / name).unlink(missing_ok=True)
         for row in rows:
             run.sample(row)
         summary = means(rows, ("gold", "audit", "proxy", "kl", "tokens", "finished"))

@@ -80,6 +80,7 @@ class Preference(Stage):
         from alignlab.stages.reference import ReferenceLogps
         from alignlab.stages.session import OfflineWork, cache_of, finish_training, open_backbone
 
+        run = engine.workers().own(run)
         need = declaration(function(self.objective))
         groups = self.select(read(inputs["annotations"], "train"))
         require_verdicts(groups, inputs["annotations"], least=2 if need.needs_kl_point else 1)

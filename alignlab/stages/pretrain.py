@@ -63,11 +63,14 @@ class Pretrain(Stage):
         from alignlab.stages.session import OfflineWork, finish_training, open_backbone
         from alignlab.stages.sft import completion_tokens, loss, mean_nll
 
+        run = engine.workers().own(run)
         data = build(self.data)
         texts = [g.completions[0] for g in data.load("pretrain")][: self.documents]
         held_out_texts = [g.completions[0] for g in data.load("pretrain_validation")]
         folder = run.path / "initial"
-        initialise(folder, texts, self.architecture, self.seed)
+        if engine.workers().is_main:
+            initialise(folder, texts, self.architecture, self.seed)
+        engine.workers().barrier()
         config = BackboneConfig(
             path=str(folder),
             revision=None,

@@ -59,6 +59,7 @@ class Reward(Stage):
         from alignlab.stages.annotate import read, require_verdicts
         from alignlab.stages.session import OfflineWork, finish_training, open_backbone
 
+        run = engine.workers().own(run)
         groups = [g for g in read(inputs["annotations"], "train") if g.verdict.pairs()]
         held_out = [g for g in read(inputs["annotations"], "validation") if g.verdict.pairs()]
         require_verdicts(groups, inputs["annotations"])

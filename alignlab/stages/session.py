@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alignlab.data.gate import check, require
 from alignlab.data.order import step_rows
 from alignlab.data.pack import flatten, group_tokens, pack
+from alignlab.engine.distributed import Onlooker
 from alignlab.engine.work import Micro, TrainResult
 from alignlab.run import Store
 
@@ -169,7 +170,8 @@ def finish_training(
     """
     from alignlab.models.memory import training_flops
 
-    backbone.save(view, run.model_dir)
+    if not isinstance(run, Onlooker):
+        backbone.save(view, run.model_dir)
     total, trained = backbone.parameter_counts(view)
     completions = sum(len(g.completions) for g in groups) / max(len(groups), 1)
     run.update_record(

@@ -62,6 +62,7 @@ class SFT(Stage):
             tokenize,
         )
 
+        run = engine.workers().own(run)
         init = inputs.get("init")
         pretrained = init.model_dir if init is not None and init.kind == "pretrain" else None
         backbone = open_backbone(self.backbone, run, engine, self.seed, base=pretrained)

@@ -51,6 +51,11 @@ def run_many(folder: Path, processes: int, mode: str = "many") -> list[str]:
     return errors
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "the loop",
+    "two processes, with unlike shares and a restart, are one: weights to 1e-6, the same metrics",
+)
 @pytest.mark.slow
 def test_two_processes_are_one_on_the_same_global_batch(tmp_path):
     """Eleven micro-batches: six on one process, five on the other, one view on only one of them."""

@@ -68,6 +68,11 @@ def test_training_learns(tmp_path):
     assert not backbone.training  # left ready to be used
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "the loop",
+    "1×8 ≡ 8×1 ≡ micro-batches of unlike size: weights and logged losses",
+)
 def test_one_micro_batch_of_eight_is_eight_of_one(tmp_path):
     def weights(micro, folder):
         backbone = ToyBackbone()
@@ -156,6 +161,9 @@ def test_evaluations_are_logged_and_change_no_weight(tmp_path):
     assert_same_bits(plain, often)
 
 
+@pytest.mark.conformance(
+    "equivalence", "the loop", "dies in any micro-batch and continues: bit for bit"
+)
 @pytest.mark.parametrize("failing_call", [1, 5, 16, 23])
 def test_a_run_that_dies_continues_to_the_same_bits(tmp_path, failing_call):
     options = {
@@ -196,6 +204,11 @@ def test_sparse_checkpoints_lose_steps_but_not_bits(tmp_path):
     assert_same_metrics(run, again)
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "the loop",
+    "stopped by a signal and continued: bit for bit",
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_ends_the_step_saves_and_says_so(tmp_path, number):
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
@@ -319,6 +332,11 @@ def test_the_average_is_what_is_evaluated(tmp_path):
     assert all(torch.equal(v, seen[0][k]) for k, v in backbone.weights().items())
 
 
+@pytest.mark.conformance(
+    "determinism",
+    "the loop with dropout",
+    "the seed decides, whatever was drawn before",
+)
 def test_the_seed_alone_decides(tmp_path):
     def weights(folder, seed):
         backbone = ToyBackbone(dropout=0.2)
@@ -359,6 +377,11 @@ def test_early_stopping_brings_the_best_weights_back(tmp_path):
     assert all(torch.equal(v, seen[1][k]) for k, v in backbone.weights().items())
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "the loop with early stopping",
+    "stopped and continued: bit for bit",
+)
 def test_early_stopping_resumes_to_the_same_end(tmp_path):
     def options():
         scores = iter([1.0, 3.0, 3.0, 2.9, 5.0])
@@ -403,6 +426,11 @@ def run_toy(folder: Path, mode: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "the loop",
+    "a process killed and started again: bit for bit",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_real_process_killed_and_continued_ends_in_the_same_bits(tmp_path, number):

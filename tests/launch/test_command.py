@@ -189,6 +189,15 @@ def test_a_refused_configuration_exits_2_with_one_message(
     assert not command.store.root.exists()  # nothing was begun
 
 
+def test_one_of_several_processes_is_refused_at_once(command: Command) -> None:
+    command.variables["WORLD_SIZE"] = "2"
+    code, out, err = command("run")
+    assert (code, out) == (2, "")
+    assert "WORLD_SIZE=2" in err
+    assert "launch=local" in err
+    assert not command.store.runs()
+
+
 def test_plan_prints_the_contract_and_runs_nothing(command: Command) -> None:
     code, out, _ = command("plan", "-m", "seed=0,1", "--json")
     assert code == 0

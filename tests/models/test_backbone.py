@@ -31,6 +31,11 @@ def step(backbone, name, batch, rate=0.1) -> None:
                 parameter.grad = None
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "a view, full and LoRA",
+    "log-probs are those of transformers, one row at a time, to 1e-5",
+)
 def test_log_probabilities_are_those_of_the_plain_model(open_backbone, rank, batch) -> None:
     backbone = open_backbone(rank)
     backbone.add("policy", source=None, trainable=True)
@@ -65,6 +70,11 @@ def test_shapes_and_entropy(open_backbone, rank, batch) -> None:
         torch.testing.assert_close(entropy, expected.detach(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "a view, full and LoRA",
+    "flat and padded layout: log-probs and gradients to 1e-5",
+)
 def test_layouts_agree(open_backbone, rank, batch) -> None:
     results = []
     for layout in ("grouped", "padded"):
@@ -82,6 +92,11 @@ def test_layouts_agree(open_backbone, rank, batch) -> None:
         assert (gradient - other).abs().max() <= 1e-5 * max(1.0, float(other.abs().max())), name
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "a view, full and LoRA",
+    "training one view changes no other: their log-probs keep their bits",
+)
 def test_views_do_not_touch_each_other(open_backbone, rank, batch) -> None:
     backbone = open_backbone(rank)
     for name, trainable in (("policy", True), ("reference", False), ("value", True)):
@@ -184,6 +199,11 @@ def test_unknown_view_and_headless_view(open_backbone, batch) -> None:
         backbone.add("policy", source=None, trainable=True)
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "a view, full and LoRA",
+    "saved and loaded again: the same log-probs, scores and files, bit for bit",
+)
 @pytest.mark.parametrize("head", [False, True])
 def test_save_and_load_are_exact(open_backbone, rank, batch, tmp_path, head) -> None:
     backbone = open_backbone(rank)
@@ -209,6 +229,16 @@ def test_save_and_load_are_exact(open_backbone, rank, batch, tmp_path, head) -> 
     again.save("other", tmp_path / "again")
     for file in (tmp_path / "model").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_a_reward_model_that_lost_its_head_is_refused(open_backbone, rank, tmp_path) -> None:
+    backbone = open_backbone(rank)
+    backbone.add("reward", source=None, trainable=True, head=True)
+    backbone.save("reward", tmp_path / "model")
+    (tmp_path / "model/head.safetensors").unlink()
+    with pytest.raises(ConfigError, match="at random"):
+        open_backbone(rank).add("other", source=tmp_path / "model", trainable=False, head=True)
 
 
 def test_a_saved_view_is_an_ordinary_folder(open_backbone, rank, batch, cache, tmp_path) -> None:
@@ -250,6 +280,11 @@ def test_a_trained_view_starts_from_its_source(open_backbone, rank, batch, tmp_p
     assert not torch.equal(logps(later, "policy", batch), logps(later, "reference", batch))
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "LoRA",
+    "merged into the base: log-probs to 1e-5",
+)
 def test_an_adapter_is_merged_into_full_parameters(open_backbone, batch, tmp_path) -> None:
     lora = open_backbone(4)
     lora.add("policy", source=None, trainable=True)
@@ -264,6 +299,11 @@ def test_an_adapter_is_merged_into_full_parameters(open_backbone, batch, tmp_pat
     step(full, "policy", batch)
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "LoRA on a fully trained model",
+    "a fresh adapter changes nothing, and its folder finds its base again",
+)
 def test_adapters_on_a_fully_trained_source(open_backbone, batch, tmp_path) -> None:
     full = open_backbone()
     full.add("policy", source=None, trainable=True)
@@ -349,6 +389,11 @@ def test_copy_and_drop(open_backbone, rank, batch) -> None:
     step(backbone, "policy", batch)
 
 
+@pytest.mark.conformance(
+    "determinism",
+    "fresh adapters and heads",
+    "their start is a function of seed and view, whatever was drawn before",
+)
 def test_starts_are_fixed_by_the_seed_alone(open_backbone, rank, batch) -> None:
     outcomes = []
     for noise, seed in ((1, 0), (2, 0), (1, 5)):
@@ -378,6 +423,11 @@ def test_dropout_only_in_train_mode_and_only_where_trained(open_backbone, batch)
     assert torch.equal(steady, logps(backbone, "policy", batch))
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "gradient checkpointing, full and LoRA",
+    "the same gradients bit for bit, with two views in turn",
+)
 def test_gradient_checkpointing_gives_the_same_gradients(open_backbone, rank, batch) -> None:
     # One view per forward and backward: a switch in between recomputes with the wrong adapter.
     results = []
@@ -396,6 +446,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(open_backbone, rank, ba
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "bfloat16",
+    "a frozen copy starts with the policy's very log-probs: the ratio is exactly 1",
+)
 def test_bfloat16_arithmetic(open_backbone, rank, batch) -> None:
     exact = open_backbone(rank)
     exact.add("policy", source=None, trainable=True)

@@ -40,6 +40,11 @@ def saved(folder: Path, cache: Path, rank: int | None, *, head: bool = False) ->
     return logits
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "export",
+    "a merged or whole model in plain transformers gives the run's logits, to 1e-5",
+)
 @pytest.mark.parametrize(("rank", "merge"), [(None, False), (None, True), (4, True)])
 def test_a_whole_model_loads_with_transformers_alone(
     tmp_path: Path, cache: Path, rank: int | None, merge: bool
@@ -55,6 +60,11 @@ def test_a_whole_model_loads_with_transformers_alone(
     assert not (tmp_path / "out/view.json").exists()
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "export",
+    "an adapter folder in plain peft gives the run's logits, to 1e-5",
+)
 def test_an_adapter_folder_names_its_base(tmp_path: Path, cache: Path) -> None:
     expected = saved(tmp_path / "run", cache, 4)
     said = export_model(tmp_path / "run", tmp_path / "out", cache, merge=False)
@@ -67,6 +77,11 @@ def test_an_adapter_folder_names_its_base(tmp_path: Path, cache: Path) -> None:
     torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "LoRA",
+    "merged in memory: logits to 1e-5",
+)
 @pytest.mark.parametrize("rank", [None, 4])
 def test_merged_in_memory_is_the_same_model(tmp_path: Path, cache: Path, rank: int | None) -> None:
     expected = saved(tmp_path / "run", cache, rank)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,13 +10,15 @@ from model_cases import architecture, make_batch, random_model
 from alignlab.models import grouped_attention as ga
 from alignlab.models.attention_plan import WASTE_PAIRS, WASTE_SHARE, attention_plan
 from alignlab.models.grouped_attention import grouped_attention
-from alignlab.models.layout import hidden_states
+from alignlab.models.layout import GROUPED, hidden_states
 from alignlab.tensors import GroupSpan
 
-ARCHITECTURES = [
-    "llama", "qwen2", "qwen3", "mistral", "gpt_neox", "gpt2", "opt", "olmo2", "phi3", "gemma2",
-    "gemma3_text", "cohere2", "granite", "mixtral",
-]  # fmt: skip
+
+def named(model_type: str) -> Any:
+    """A row of its own on the conformance page."""
+    claim = "flat ≡ padded in value and gradient, to 1e-5"
+    mark = pytest.mark.conformance("architecture", model_type, claim)
+    return pytest.param(model_type, id=model_type, marks=mark)
 
 
 def by_definition(q, k, v, spans, scale, softcap=None):
@@ -35,6 +38,11 @@ def by_definition(q, k, v, spans, scale, softcap=None):
     return out[None]
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "attention over the flat batch",
+    "is attention written out token by token, in value and gradient, to 1e-12 (float64)",
+)
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 def test_equals_the_definition_in_value_and_gradient(batch, heads, softcap) -> None:
@@ -58,7 +66,7 @@ def test_equals_the_definition_in_value_and_gradient(batch, heads, softcap) -> N
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", [named(model_type) for model_type in sorted(GROUPED)])
 def test_flat_equals_padded_in_value_and_gradient(model_type, batch) -> None:
     model = random_model(architecture(model_type))
     seed = torch.randn(len(batch.target_ids), model.config.hidden_size)
@@ -70,12 +78,18 @@ def test_flat_equals_padded_in_value_and_gradient(model_type, batch) -> None:
         values.append(hidden.detach())
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(values[0], values[1], rtol=0, atol=1e-5)
+    assert values[0].abs().max() > 0.5
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         other = gradients[1][name]
         assert (gradient - other).abs().max() <= 1e-5 * max(1.0, float(other.abs().max())), name
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "attention over the flat batch",
+    "another completion of the same prompt changes no bit",
+)
 def test_a_completion_does_not_see_its_sibling(batch) -> None:
     model = random_model(architecture("llama"))
     (start, end), sibling = batch.spans[0].completions[0], batch.spans[0].completions[1]
@@ -89,6 +103,11 @@ def test_a_completion_does_not_see_its_sibling(batch) -> None:
     assert torch.equal(before[slice(*batch.spans[0].prompt)], after[slice(*batch.spans[0].prompt)])
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "attention over the flat batch",
+    "gradient checkpointing recomputes with the same layout: gradients bit for bit",
+)
 def test_gradient_checkpointing_keeps_the_plan(batch) -> None:
     model = random_model(architecture("llama"))
     gradients = []
@@ -102,6 +121,11 @@ def test_gradient_checkpointing_keeps_the_plan(batch) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "attention over the flat batch",
+    "without the flat layout it is transformers' sdpa, bit for bit",
+)
 def test_without_a_plan_it_is_ordinary_attention(batch) -> None:
     from transformers import AutoModelForCausalLM
 

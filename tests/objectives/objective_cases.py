@@ -82,6 +82,14 @@ PAIRWISE = [
         lambda f: f(PI, REF, beta=0.2, label_smoothing=0.25),
         t(0.137488, 0.404355, 1.571101),
     ),
+    # ε = 0.1: (0.9·sp(βh) − 0.1·sp(−βh)) / 0.8 = sp(βh) − βh/8
+    #      = [0.437488 − 0.075, 0.554355 − 0.0375, 1.171101 + 0.1]
+    Case(
+        "pairwise",
+        "robust_dpo",
+        lambda f: f(PI, REF, beta=0.2, label_smoothing=0.1),
+        t(0.362488, 0.516855, 1.271101),
+    ),
     # β = 2: sp(2·[0.916667, 0.416667, −1.4])
     Case("pairwise", "dpo_norm", lambda f: f(PI, REF, beta=2.0), t(0.148316, 0.360885, 2.859033)),
     # τ = 0.4, target 1/0.8 = 1.25: [1.75², 0.25², (−5.25)²]
@@ -162,6 +170,8 @@ SCORES = GroupScores(REWARD, BETTER, WORSE, PAIR_GROUP, 2)
 MARGINS = GroupScores(REWARD, BETTER, WORSE, PAIR_GROUP, 2, margin=t(0.5, 1, 0.25, 0))
 # A tie at the top of the only group: 0 and 1 above 2, no pair between 0 and 1.
 TIED = GroupScores(t(1, 0, -0.5), i(0, 1), i(2, 2), i(0, 0), 1)
+TIED_AFTER = GroupScores(t(1, 0, -0.5, 7, 7), i(0, 1), i(2, 2), i(0, 0), 2)
+FAR = GroupScores(t(0, 1000), i(0), i(1), i(0), 1)
 
 RANKING = [
     # gaps [1, 1.5, 0.5 | −0.6]: sp = [0.313262, 0.201413, 0.474077 | 1.037488]
@@ -175,7 +185,18 @@ RANKING = [
     Case("ranking", "top_one", lambda f: f(SCORES), t(0.464369, 1.037488)),
     # undefeated 0 and 1: mean of sp(1.5) = 0.201413 and sp(0.5) = 0.474077
     Case("ranking", "top_one", lambda f: f(TIED), t(0.337745)),
+    # group 1 is all ties: its completions must not enter group 0's mean; then 0 ≻ 1 but scored
+    # 1000 below it: log(e⁰ + e¹⁰⁰⁰) − 0 = 1000 without overflow
+    Case("ranking", "top_one", lambda f: f(TIED_AFTER), t(0.337745, 0)),
+    Case("ranking", "top_one", lambda f: f(FAR), t(1000)),
     Case("ranking", "pair_accuracy", lambda f: f(SCORES), t(1, 0)),
+    # 2 ≻ 0 (−0.5 < 1: wrong), 1 ≻ 2 (right); 4 ≻ 3 (right)
+    Case(
+        "ranking",
+        "pair_accuracy",
+        lambda f: f(GroupScores(REWARD, i(2, 1, 4), i(0, 2, 3), i(0, 0, 1), 2)),
+        t(0.5, 1),
+    ),
 ]
 
 # --------------------------------------------------------------------------------------- policy
@@ -213,6 +234,21 @@ POLICY = [
         ),
         t(1.349859, -1.481636, -1.1),
     ),
+    # a completion without tokens: s = e⁰ = 1, loss −A
+    Case(
+        "policy",
+        "sequence_surrogate",
+        lambda f: f(
+            TokenLogps(new=t(-1), old=t(-2)),
+            t(1, 5),
+            i(0),
+            i(1, 0),
+            clip_low=0.2,
+            clip_high=0.1,
+            ratio="geometric_mean",
+        ),
+        t(-1.1, -5),
+    ),
     # V = [1, 2, 0, 1.5], V_old = [0.5, 1.9, 1, 1], ±0.2 → clipped [0.7, 2, 0.8, 1.2]
     # G = [1, 1, −1, 1.25]: ½·max([0, 1, 1, 0.0625], [0.09, 1, 3.24, 0.0025])
     Case(
@@ -234,6 +270,40 @@ POLICY = [
         lambda f: f(LOGPS, ADVANTAGE, clip_low=0.2, clip_high=0.1),
         t(1, 1, 0, 1, 0, 0, 0, 0),
     ),
+    # ±¼: near = [¼, ¼, ¼, 1⅝, 1⅜, 1⅛]; |near − G| = [¼, ¾, 1¾, ⅝, ⅜, ⅛] against
+    #                                    |V − G| = [1, 0, 2, ½, ½, ⅛]
+    Case(
+        "policy",
+        "value_clip_fraction",
+        lambda f: f(
+            t(1, 1, 0, 1.5, 1.5, 1.125),
+            t(0, 0, 0.5, 1.875, 1.125, 1.25),
+            t(0, 1, 2, 1, 1, 1),
+            clip=0.25,
+        ),
+        t(0, 1, 0, 1, 0, 0),
+    ),
+    # ρ = [1.05, 0.85, 0.7, 0.5, 2, 0.5, 1.5, 1.5] within and beyond [0.8, 1.1], by the sign of A
+    Case(
+        "policy",
+        "clip_fraction",
+        lambda f: f(
+            TokenLogps(new=t(1.05, 0.85, 0.7, 0.5, 2, 0.5, 1.5, 1.5).log(), old=t(*[0.0] * 8)),
+            t(1, -1, -0.5, 0, 0, 0.5, -0.5, 0.5),
+            clip_low=0.2,
+            clip_high=0.1,
+        ),
+        t(0, 0, 1, 0, 0, 0, 0, 1),
+    ),
+    # at the bounds themselves, ρ = 1 − ½ and 1 + 1, the gradient still flows
+    Case(
+        "policy",
+        "clip_fraction",
+        lambda f: f(
+            TokenLogps(new=t(0.5, 2).log(), old=t(0, 0)), t(-1, 1), clip_low=0.5, clip_high=1.0
+        ),
+        t(0, 0),
+    ),
 ]
 
 # ----------------------------------------------------------------------------------- divergence
@@ -248,6 +318,8 @@ DIVERGENCE = [
     Case("divergence", "k3", lambda f: 1e6 * f(t(-1), t(-0.998)), t(2.001334)),
     # d = 0.04 in units of 1e-5: (e^0.04 − 1.04)·1e5
     Case("divergence", "k3", lambda f: 1e5 * f(t(-1), t(-0.96)), t(81.07741923882)),
+    # d = ±0.07, beyond the series, in units of 1e-3: e^±0.07 − 1 ∓ 0.07
+    Case("divergence", "k3", lambda f: 1e3 * f(t(-1, -1), t(-0.93, -1.07)), t(2.508181, 2.393820)),
     # d = 21, one beyond the limit, in units of e²⁰ = 485165195.40979: 2 − 22/e²⁰
     Case("divergence", "k3", lambda f: f(t(-22), t(-1)) / math.exp(20), t(2 - 4.5345e-8)),
     Case(
@@ -257,6 +329,13 @@ DIVERGENCE = [
         t(0.367879, 0.148721, 4.389056, 0),
     ),
     Case("divergence", "token_kl", lambda f: f(NEW, BASE, estimator="k1"), t(1, -0.5, -2, 0)),
+    Case("divergence", "token_kl", lambda f: f(NEW, BASE, estimator="k2"), t(0.5, 0.125, 2, 0)),
+    Case(
+        "divergence",
+        "token_kl",
+        lambda f: f(NEW, BASE, estimator="k3"),
+        t(0.367879, 0.148721, 4.389056, 0),
+    ),
     # its gradient in log π is k2's: −d
     Case(
         "divergence",
@@ -268,6 +347,7 @@ DIVERGENCE = [
     Case("divergence", "sequence_kl", lambda f: f(NEW, BASE, i(0, 2, 2, 2), 3), t(1, 0, -2.5)),
     # log 4 − ¾; the paper's table: 0.19, 0.64, 1.84, 3.17 for n = 2, 4, 16, 64
     Case("divergence", "best_of_n_kl", lambda f: f(4), 0.636294),
+    Case("divergence", "best_of_n_kl", lambda f: f(1), 0.0),
     # KL 9 against 6: e = min(0.5, 0.2); 0.15·(1 + 0.2·512/10000) = 0.15·1.01024
     Case(
         "divergence",
@@ -310,6 +390,10 @@ ADVANTAGES = [
     # count 3, Σ 6, Σ² 14: mean 2, variance 14/3 − 4 = ⅔
     Case("advantage", "moments", lambda f: f(t(1, 2, 3)), t(3, 6, 14)),
     Case("advantage", "mean_variance", lambda f: torch.stack(f(t(3, 6, 14))), t(2, 2 / 3)),
+    # one value, 5; none at all; Σ²/n just below mean², as rounding leaves it
+    Case("advantage", "mean_variance", lambda f: torch.stack(f(t(1, 5, 25))), t(5, 0)),
+    Case("advantage", "mean_variance", lambda f: torch.stack(f(t(0, 0, 0))), t(0, 0)),
+    Case("advantage", "mean_variance", lambda f: torch.stack(f(t(2, 2, 1.9))), t(1, 0)),
     # (x − 2)/√(3.9 + 0.1) = [−½, 0, 1], and + 2
     Case(
         "advantage",
@@ -343,6 +427,19 @@ ADVANTAGES = [
         lambda f: f(REWARDS, GROUP, 3, kind="leave_one_out", epsilon=0.0),
         t(1, -1 / 3, -1 / 3, -1 / 3, 0, 0, 0),
     ),
+    # a group of two: mean 1.5, sample std √½: ∓½ / 0.707107
+    Case(
+        "advantage",
+        "group_advantages",
+        lambda f: f(t(1, 2), i(0, 0), 1, kind="group_std", epsilon=0.0),
+        t(-0.707107, 0.707107),
+    ),
+    Case(
+        "advantage",
+        "group_advantages",
+        lambda f: f(t(1, 2), i(0, 0), 1, kind="leave_one_out", epsilon=0.0),
+        t(-1, 1),
+    ),
     Case("advantage", "equal_groups", lambda f: f(REWARDS, GROUP, 3), t(0, 1, 1)),
     # lengths 1, 3, 4: weight, then count
     Case(
@@ -368,6 +465,13 @@ ADVANTAGES = [
             [x.reshape(-1) for x in f(LENGTHS, normalizer="constant", max_length=16)]
         ),
         t(0.0625, 0.0625, 0.0625, 3),
+    ),
+    # an empty completion has no token to weight, and no infinite weight either
+    Case(
+        "advantage",
+        "token_weights",
+        lambda f: f(i(2, 0), normalizer="sequence", max_length=None)[0],
+        t(0.5, 1),
     ),
 ]
 

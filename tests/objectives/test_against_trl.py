@@ -2,7 +2,8 @@
 
 TRL computes its loss from a batch of its own collator. The test reads the token ids and masks of
 that batch, computes log-probs from a copy of the model in the plainest way (full forward,
-log_softmax, gather, sum), and hands them to our objective. Both must give the same number.
+log_softmax, gather, sum), and hands them to our objective. Both must give the same number, and the
+same gradient in every weight. (tests/stages/test_stages_against_trl.py compares whole trainings.)
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ import functools
 import pytest
 import torch
 
-from alignlab.objectives import advantage, divergence, pairwise, policy, ranking, unpaired
+from alignlab.objectives import (
+    advantage,
+    divergence,
+    likelihood,
+    pairwise,
+    policy,
+    ranking,
+    unpaired,
+)
 from alignlab.tensors import GroupScores, PairLogps, SingleLogps, TokenLogps
 
 pytestmark = [
@@ -66,12 +75,30 @@ def llama(seed: int, kind: str = "LlamaForCausalLM"):
 
 def token_logps(model, input_ids, attention_mask, completion_mask) -> torch.Tensor:
     """(B, T) log-probs of completion tokens, 0 elsewhere: full forward, log_softmax, gather."""
-    with torch.no_grad():
-        logits = model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
-    logps = torch.zeros(input_ids.shape)
+    logits = model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
     predicted = logits[:, :-1].log_softmax(-1).gather(-1, input_ids[:, 1:, None]).squeeze(-1)
-    logps[:, 1:] = predicted * completion_mask[:, 1:]
-    return logps
+    return torch.nn.functional.pad(predicted * completion_mask[:, 1:], (1, 0))
+
+
+def same(ours, trained, theirs, model, record_property) -> None:
+    """One number, and the gradient that it has in every weight of two copies of a model."""
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+    ours.backward()
+    theirs.backward()
+    largest, size, other = 0.0, 0.0, dict(model.named_parameters())
+    for name, parameter in trained.named_parameters():
+        torch.testing.assert_close(parameter.grad, other[name].grad, **TOLERANCE)
+        largest = max(largest, float((parameter.grad - other[name].grad).abs().max()))
+        size = max(size, float(parameter.grad.abs().max()))
+    assert size > 1e-3  # there was a gradient to compare
+    trained.zero_grad()
+    model.zero_grad()
+    loss = abs(float(ours - theirs))
+    record_property("measured", f"loss {loss:.0e}, gradient {largest:.0e} of {size:.1g}")
+
+
+def oracle(subject: str, claim: str):
+    return pytest.mark.conformance("oracle", subject, claim)
 
 
 def options(path, **more) -> dict:
@@ -99,77 +126,91 @@ def pair_logps(model, batch) -> PairLogps:
     return PairLogps(*sums.chunk(2), *mask.sum(1).chunk(2))
 
 
-@pytest.mark.parametrize(
-    ("config", "objective"),
-    [
-        (
-            {"loss_type": ["sigmoid"], "beta": 0.3},
-            functools.partial(pairwise.dpo, beta=0.3, label_smoothing=0.0),
-        ),
-        ({"loss_type": ["hinge"], "beta": 0.2}, functools.partial(pairwise.hinge, beta=0.2)),
-        (
-            {"loss_type": ["ipo"], "beta": 0.4},
-            functools.partial(pairwise.ipo, tau=0.4, normalize="mean"),
-        ),
-        (
-            {"loss_type": ["robust"], "beta": 0.3, "label_smoothing": 0.2},
-            functools.partial(pairwise.robust_dpo, beta=0.3, label_smoothing=0.2),
-        ),
-        (
-            {"loss_type": ["sigmoid_norm"], "beta": 2.0},
-            functools.partial(pairwise.dpo_norm, beta=2.0),
-        ),
-    ],
-    ids=["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"],
-)
-def test_dpo_trainer(tmp_path, config, objective):
+@oracle("SFT", "loss and gradient in every weight equal SFTTrainer's")
+def test_sft_trainer(tmp_path, record_property):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    trained = llama(0)
+    trainer = SFTTrainer(
+        model=copy.deepcopy(trained),
+        args=SFTConfig(**options(tmp_path), completion_only_loss=True),
+        train_dataset=Dataset.from_list([{"prompt": p, "completion": c} for p, c, _ in ROWS]),
+        processing_class=tokenizer(),
+    )
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    mask = (batch["labels"] != -100).long()
+    logps = token_logps(trained, batch["input_ids"], (batch["input_ids"] != 0).long(), mask)
+    theirs = trainer.compute_loss(trainer.model, batch)
+    ours = likelihood.nll(logps[mask.bool()]).mean()
+    same(ours, trained, theirs, trainer.model, record_property)
+
+
+PAIRWISE = {
+    "DPO": (
+        {"loss_type": ["sigmoid"], "beta": 0.3},
+        functools.partial(pairwise.dpo, beta=0.3, label_smoothing=0.0),
+    ),
+    "DPO hinge": (
+        {"loss_type": ["hinge"], "beta": 0.2},
+        functools.partial(pairwise.hinge, beta=0.2),
+    ),
+    "IPO (mean)": (
+        {"loss_type": ["ipo"], "beta": 0.4},
+        functools.partial(pairwise.ipo, tau=0.4, normalize="mean"),
+    ),
+    "rDPO": (
+        {"loss_type": ["robust"], "beta": 0.3, "label_smoothing": 0.2},
+        functools.partial(pairwise.robust_dpo, beta=0.3, label_smoothing=0.2),
+    ),
+    "DPO length-normalised": (
+        {"loss_type": ["sigmoid_norm"], "beta": 2.0},
+        functools.partial(pairwise.dpo_norm, beta=2.0),
+    ),
+}
+
+
+def dpo_trainer(tmp_path, trained, reference, **config):
     from trl import DPOConfig, DPOTrainer
 
-    trained, reference = llama(0), llama(1)
-    trainer = DPOTrainer(
+    return DPOTrainer(
         model=copy.deepcopy(trained),
         ref_model=copy.deepcopy(reference),
         args=DPOConfig(**options(tmp_path, **config)),
         train_dataset=preference_dataset(),
         processing_class=tokenizer(),
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=oracle(
+                name, "loss of every pair and gradient in every weight equal DPOTrainer's"
+            ),
+        )
+        for name in PAIRWISE
+    ],
+)
+def test_dpo_trainer(tmp_path, record_property, name):
+    config, objective = PAIRWISE[name]
+    trained, reference = llama(0), llama(1)
+    trainer = dpo_trainer(tmp_path, trained, reference, **config)
     losses = []
     for row in list(trainer.train_dataset):
         batch = trainer.data_collator([row])
-        theirs = trainer.compute_loss(trainer.model, batch).detach()
+        theirs = trainer.compute_loss(trainer.model, batch)
         ours = objective(pair_logps(trained, batch), pair_logps(reference, batch))
         torch.testing.assert_close(ours, theirs.reshape(1), **TOLERANCE)
-        losses.append(ours)
-    assert torch.cat(losses).std() > 0.01  # the pairs do differ
+        losses.append(float(ours))
+    assert torch.tensor(losses).std() > 0.01  # the pairs do differ
     batch = trainer.data_collator(list(trainer.train_dataset))
-    theirs = trainer.compute_loss(trainer.model, batch).detach()
-    torch.testing.assert_close(torch.cat(losses).mean(), theirs, **TOLERANCE)
-
-
-def test_dpo_trainer_gradient(tmp_path):
-    """The same gradient in the weights, not only the same value."""
-    from trl import DPOConfig, DPOTrainer
-
-    trained, reference = llama(0), llama(1)
-    trainer = DPOTrainer(
-        model=copy.deepcopy(trained),
-        ref_model=copy.deepcopy(reference),
-        args=DPOConfig(**options(tmp_path, beta=0.3)),
-        train_dataset=preference_dataset(),
-        processing_class=tokenizer(),
-    )
-    batch = trainer.data_collator(list(trainer.train_dataset))
-    trainer.compute_loss(trainer.model, batch).backward()
-    ids, mask = batch["input_ids"], batch["completion_mask"][:, 1:]
-    logits = trained(input_ids=ids, attention_mask=batch["attention_mask"]).logits[:, :-1]
-    sums = (logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1) * mask).sum(1)
-    ours = PairLogps(*sums.chunk(2), *mask.sum(1).chunk(2))
-    pairwise.dpo(
-        ours, pair_logps(reference, batch), beta=0.3, label_smoothing=0.0
-    ).mean().backward()
-    theirs = dict(trainer.model.named_parameters())
-    for name, parameter in trained.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-6)
+    theirs = trainer.compute_loss(trainer.model, batch)
+    ours = objective(pair_logps(trained, batch), pair_logps(reference, batch)).mean()
+    torch.testing.assert_close(float(ours), sum(losses) / len(losses), **TOLERANCE)
+    same(ours, trained, theirs, trainer.model, record_property)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +218,8 @@ def test_dpo_trainer_gradient(tmp_path):
     [([0, 5, 6, 3], (0, 1)), ([0, 1], (1, 0)), ([4, 5, 6], (0, 1))],
     ids=["mixed", "up, clamped", "down"],
 )
-def test_kto_trainer(tmp_path, chosen, seeds):
+@oracle("KTO", "loss and gradient in every weight equal KTOTrainer's, given its mismatched pairs")
+def test_kto_trainer(tmp_path, record_property, chosen, seeds):
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
 
@@ -201,7 +243,7 @@ def test_kto_trainer(tmp_path, chosen, seeds):
         processing_class=tokenizer(),
     )
     batch = trainer.data_collator(list(trainer.train_dataset))
-    theirs = trainer.compute_loss(trainer.model, batch).detach()
+    theirs = trainer.compute_loss(trainer.model, batch)
 
     def sums(model, prefix=""):
         parts = [batch[f"{prefix}{k}"] for k in ("input_ids", "attention_mask", "completion_mask")]
@@ -218,7 +260,7 @@ def test_kto_trainer(tmp_path, chosen, seeds):
         desirable_weight=1.3,
         undesirable_weight=0.8,
     )
-    torch.testing.assert_close(ours.mean(), theirs, **TOLERANCE)
+    same(ours.mean(), trained, theirs, trainer.model, record_property)
     assert (z > 0) == (seeds == (0, 1))  # the clamp is at work in one of the cases
     # TRL's mismatched completions are the same batch's, shifted by one
     own = [
@@ -257,7 +299,8 @@ def concatenated_logps(model, batch) -> PairLogps:
 PAIRS = [([3, 4, 5, 2], [6, 2]), ([7, 2], [8, 9, 10, 11, 2]), ([12, 2], [13, 2])]
 
 
-def test_orpo_trainer(tmp_path, monkeypatch):
+@oracle("ORPO", "loss and gradient in every weight equal ORPOTrainer's after a one-token prompt")
+def test_orpo_trainer(tmp_path, monkeypatch, record_property):
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
@@ -274,58 +317,91 @@ def test_orpo_trainer(tmp_path, monkeypatch):
         # completion alone, and its mean over the micro-batch is ours over the pair.
         theirs, _ = trainer.get_batch_loss_metrics(trainer.model, batch)
         ours = pairwise.orpo(concatenated_logps(trained, batch), weight=0.3)
-        torch.testing.assert_close(ours, theirs.detach().reshape(1), **TOLERANCE)
+        same(ours.mean(), trained, theirs, trainer.model, record_property)
 
 
-def test_cpo_trainer_simpo(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+CPO = {
+    "SimPO": (
+        {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.5},
+        functools.partial(pairwise.simpo, beta=2.0, gamma_beta_ratio=1.5 / 2.0),
+    ),
+    # TRL's max(0, 1 − βΔ) is max(0, 1/β − Δ) but for the factor β.
+    "SLiC-HF (calibration term)": (
+        {"loss_type": "hinge", "beta": 0.02},
+        lambda logps: 0.02 * pairwise.slic(logps, delta=50.0, weight=0.0),
+    ),
+}
+
+
+def cpo_trainer(tmp_path, trained, **config):
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    trained = llama(0)
-    trainer = CPOTrainer(
+    return CPOTrainer(
         model=copy.deepcopy(trained),
-        args=CPOConfig(
-            **options(tmp_path, loss_type="simpo", beta=2.0, simpo_gamma=1.5, cpo_alpha=0.0)
-        ),
+        args=CPOConfig(**options(tmp_path, **config)),
         train_dataset=preference_dataset(),
         processing_class=tokenizer(),
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=oracle(name, "loss and gradient in every weight equal CPOTrainer's")
+        )
+        for name in CPO
+    ],
+)
+def test_cpo_trainer(tmp_path, monkeypatch, record_property, name):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    config, objective = CPO[name]
+    trained = llama(0)
+    trainer = cpo_trainer(tmp_path, trained, cpo_alpha=0.0, **config)
     for chosen, rejected in PAIRS:
         batch = concatenated(chosen, rejected)
         theirs, _ = trainer.get_batch_loss_metrics(trainer.model, batch)
-        ours = pairwise.simpo(
-            concatenated_logps(trained, batch), beta=2.0, gamma_beta_ratio=1.5 / 2.0
-        )
-        torch.testing.assert_close(ours, theirs.detach().reshape(1), **TOLERANCE)
+        ours = objective(concatenated_logps(trained, batch))
+        same(ours.mean(), trained, theirs, trainer.model, record_property)
 
 
+@oracle(
+    "reward model (Bradley–Terry)",
+    "loss and gradient in every weight equal RewardTrainer's, with margins and centering",
+)
 @pytest.mark.parametrize("margin", [None, 0.7])
-def test_reward_trainer(tmp_path, margin):
-    from datasets import Dataset
-    from trl import RewardConfig, RewardTrainer
-
+def test_reward_trainer(tmp_path, record_property, margin):
     rows = [{"chosen": p + c, "rejected": p + r} for p, c, r in ROWS]
     if margin is not None:
         rows = [row | {"margin": margin * n} for n, row in enumerate(rows)]
     model = llama(3, "LlamaForSequenceClassification")
-    trainer = RewardTrainer(
+    trainer = reward_trainer(tmp_path, model, rows, center_rewards_coefficient=0.05)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    theirs = trainer.compute_loss(trainer.model, dict(batch))
+    rewards = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    pairs = torch.arange(len(ROWS))
+    scores = GroupScores(
+        rewards.logits.squeeze(-1),
+        pairs,
+        pairs + len(ROWS),
+        pairs,
+        len(ROWS),
+        margin=batch.get("margin"),
+    )
+    ours = ranking.bradley_terry(scores, centering=0.05).mean()
+    same(ours, model, theirs, trainer.model, record_property)
+
+
+def reward_trainer(tmp_path, model, rows, **config):
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    return RewardTrainer(
         model=copy.deepcopy(model),
-        args=RewardConfig(**options(tmp_path, center_rewards_coefficient=0.05)),
+        args=RewardConfig(**options(tmp_path, **config)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),
     )
-    batch = trainer.data_collator(list(trainer.train_dataset))
-    theirs = trainer.compute_loss(trainer.model, dict(batch)).detach()
-    with torch.no_grad():
-        rewards = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).logits.squeeze(-1)
-    pairs = torch.arange(len(ROWS))
-    scores = GroupScores(
-        rewards, pairs, pairs + len(ROWS), pairs, len(ROWS), margin=batch.get("margin")
-    )
-    ours = ranking.bradley_terry(scores, centering=0.05)
-    torch.testing.assert_close(ours.mean(), theirs, **TOLERANCE)
 
 
 def rollout(trained) -> tuple[dict, TokenLogps, torch.Tensor, torch.Tensor]:
@@ -339,8 +415,8 @@ def rollout(trained) -> tuple[dict, TokenLogps, torch.Tensor, torch.Tensor]:
     attention = torch.cat([(prompts != 0).long(), mask], 1)
     completion_mask = torch.cat([torch.zeros_like(prompts), mask], 1)
     new = token_logps(trained, ids, attention, completion_mask)[:, 3:]
-    old = new + 0.4 * torch.randn(new.shape, generator=generator)
-    reference = new + 0.5 * torch.randn(new.shape, generator=generator)
+    old = new.detach() + 0.4 * torch.randn(new.shape, generator=generator)
+    reference = new.detach() + 0.5 * torch.randn(new.shape, generator=generator)
     batch = {
         "prompt_ids": prompts,
         "prompt_mask": (prompts != 0).long(),
@@ -361,15 +437,8 @@ def group_trainer(tmp_path, trained, **config):
 
     name = config.pop("name")
     trained.save_pretrained(tmp_path / "model")  # TRL reloads the reference from disk
-    args = getattr(trl, f"{name}Config")(
-        **options(
-            tmp_path,
-            per_device_train_batch_size=4,
-            num_generations=2,
-            max_completion_length=6,
-            **config,
-        )
-    )
+    given = {"per_device_train_batch_size": 4, "num_generations": 2, "max_completion_length": 6}
+    args = getattr(trl, f"{name}Config")(**options(tmp_path, **given | config))
     trainer = getattr(trl, f"{name}Trainer")(
         model=type(trained).from_pretrained(tmp_path / "model", dtype=torch.float32),
         reward_funcs=lambda completions, **_: [0.0 for _ in completions],
@@ -383,10 +452,26 @@ def group_trainer(tmp_path, trained, **config):
 
 @pytest.mark.parametrize(
     ("loss_type", "normalizer"),
-    [("grpo", "sequence"), ("bnpo", "token"), ("dapo", "token"), ("dr_grpo", "constant")],
+    [
+        pytest.param(
+            loss_type,
+            normalizer,
+            marks=oracle(
+                f"GRPO ({loss_type})",
+                "loss and gradient in every weight equal GRPOTrainer's on off-policy rollouts,"
+                " clipped on both sides, with k3 with and without the importance ratio",
+            ),
+        )
+        for loss_type, normalizer in [
+            ("grpo", "sequence"),
+            ("bnpo", "token"),
+            ("dapo", "token"),
+            ("dr_grpo", "constant"),
+        ]
+    ],
 )
 @pytest.mark.parametrize("corrected", [False, True])
-def test_grpo_trainer(tmp_path, loss_type, normalizer, corrected):
+def test_grpo_trainer(tmp_path, record_property, loss_type, normalizer, corrected):
     trained = llama(0)
     trainer = group_trainer(
         tmp_path,
@@ -404,28 +489,53 @@ def test_grpo_trainer(tmp_path, loss_type, normalizer, corrected):
     pairs = rewards.view(2, 2)
     theirs_gain = (pairs - pairs.mean(1, keepdim=True)) / (pairs.std(1, keepdim=True) + 1e-4)
     torch.testing.assert_close(gain, theirs_gain.flatten(), **TOLERANCE)
-    theirs = trainer.compute_loss(trainer.model, batch | {"advantages": gain}).detach()
+    theirs = trainer.compute_loss(trainer.model, batch | {"advantages": gain})
 
     loss = policy.clipped_surrogate(logps, gain[owner], clip_low=0.1, clip_high=0.25)
     kl = divergence.token_kl(logps.new, logps.reference, estimator="k3")
     loss = loss + 0.07 * (kl * policy.importance_ratio(logps) if corrected else kl)
     weight, count = advantage.token_weights(lengths, normalizer=normalizer, max_length=6)
-    torch.testing.assert_close((weight[owner] * loss).sum() / count, theirs, **TOLERANCE)
+    ours = (weight[owner] * loss).sum() / count
+    same(ours, trained, theirs, trainer.model, record_property)
     clipped = policy.clip_fraction(logps, gain[owner], clip_low=0.1, clip_high=0.25)
     assert 0 < clipped.mean() < 1  # both sides of the clip were at work
 
 
-def test_rloo_trainer(tmp_path):
+GAIN = torch.tensor([0.8, -0.8, 0.9, -0.9])
+
+
+@oracle("GSPO", "loss and gradient in every weight equal GRPOTrainer's (grpo, ratio per sequence)")
+def test_gspo_trainer(tmp_path, record_property):
+    trained = llama(0)
+    clip = {"epsilon": 0.1, "epsilon_high": 0.25}
+    trainer = group_trainer(
+        tmp_path,
+        trained,
+        name="GRPO",
+        loss_type="grpo",
+        beta=0.0,
+        importance_sampling_level="sequence",
+        **clip,
+    )
+    batch, logps, owner, lengths = rollout(trained)
+    theirs = trainer.compute_loss(trainer.model, batch | {"advantages": GAIN})
+    ours = policy.sequence_surrogate(
+        logps, GAIN, owner, lengths, clip_low=0.1, clip_high=0.25, ratio="geometric_mean"
+    )
+    same(ours.mean(), trained, theirs, trainer.model, record_property)
+
+
+@oracle("RLOO", "loss and gradient in every weight equal RLOOTrainer's on off-policy rollouts")
+def test_rloo_trainer(tmp_path, record_property):
     trained = llama(0)
     trainer = group_trainer(tmp_path, trained, name="RLOO", epsilon=0.1, epsilon_high=0.25)
     batch, logps, owner, lengths = rollout(trained)
-    gain = torch.tensor([0.8, -0.8, 0.9, -0.9])
     old = (batch["old_per_token_logps"] * batch["completion_mask"]).sum(1)
-    theirs = trainer.compute_loss(trainer.model, batch | {"advantages": gain, "old_logps": old})
+    theirs = trainer.compute_loss(trainer.model, batch | {"advantages": GAIN, "old_logps": old})
     ours = policy.sequence_surrogate(
-        logps, gain, owner, lengths, clip_low=0.1, clip_high=0.25, ratio="product"
+        logps, GAIN, owner, lengths, clip_low=0.1, clip_high=0.25, ratio="product"
     )
-    torch.testing.assert_close(ours.mean(), theirs.detach(), **TOLERANCE)
+    same(ours.mean(), trained, theirs, trainer.model, record_property)
 
 
 def test_the_tolerance_would_notice_another_convention(tmp_path):

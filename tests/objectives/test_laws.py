@@ -1,4 +1,9 @@
-"""Laws that every preference objective obeys: the tests walk conf/objective, new files included."""
+"""Laws that every preference objective obeys: the tests walk conf/objective, new files included.
+
+A law about numbers is tried on columns of log-probabilities. A law about where tokens stand
+(packing, padding) is tried on a random model, through the code that a stage uses: `flatten`, a
+view, sums per completion, pairs or singles, the objective.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,22 @@ import importlib
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutation import planted
 
+from alignlab.data.group import TokenGroup, Verdict
+from alignlab.data.pack import flatten
+from alignlab.models.grouped_attention import register
+from alignlab.models.view import View
 from alignlab.objectives.declaration import declaration
+from alignlab.objectives.stable import segment_sum
+from alignlab.stages.preference import Terms
+from alignlab.stages.session import Packed
 from alignlab.tensors import PairLogps, SingleLogps
 
 CONF = Path(__file__).parents[2] / "conf" / "objective"
@@ -101,6 +115,9 @@ def test_there_is_a_yaml_per_method():
     assert set(AT_REFERENCE) <= set(NAMES)
 
 
+@pytest.mark.conformance(
+    "law", "every objective", "loss and gradient are finite in float32 for log-probs down to −1e5"
+)
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=40)
 @given(rows=rows(-1e5, 0.0))
@@ -111,6 +128,9 @@ def test_loss_and_gradient_are_finite_at_extreme_log_probs(name, rows):
     assert all(torch.isfinite(g).all() for g in gradients(batch, name))
 
 
+@pytest.mark.conformance(
+    "law", "every objective", "loss and gradient are finite at probability 1 and at −1e5 nats"
+)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("chosen", [0.0, -1e-9, -1e-6, -1e5])
 @pytest.mark.parametrize("rejected", [0.0, -1e-9, -1e-6, -1e5])
@@ -120,6 +140,9 @@ def test_certainty_and_impossibility_are_finite(name, chosen, rejected):
     assert all(torch.isfinite(g).all() for g in gradients(batch, name))
 
 
+@pytest.mark.conformance(
+    "law", "every objective", "permuting the examples permutes the losses, bit for bit"
+)
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=25)
 @given(rows=rows(-300.0, -0.01, at_least=2), seed=st.integers(0, 99))
@@ -129,6 +152,9 @@ def test_permuting_the_examples_permutes_the_losses(name, rows, seed):
     assert torch.equal(batch.map(lambda x: x[order]).loss(name), batch.loss(name)[order])
 
 
+@pytest.mark.conformance(
+    "law", "every objective", "the halves of a batch give its losses and gradients, bit for bit"
+)
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=25)
 @given(rows=rows(-300.0, -0.01, at_least=2))
@@ -141,6 +167,7 @@ def test_the_parts_of_a_batch_are_the_batch(name, rows):
         assert torch.equal(half, whole)
 
 
+@pytest.mark.conformance("law", "every objective", "float32 agrees with float64 to 1e-5")
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=25)
 @given(rows=rows(-300.0, -0.01))
@@ -155,8 +182,10 @@ def test_float32_agrees_with_float64(name, rows):
     torch.testing.assert_close(
         rounded.loss(name).double(), exact.loss(name), rtol=1e-5, atol=1e-6 * scale * slope
     )
+    assert rounded.loss(name).dtype == torch.float32
 
 
+@pytest.mark.conformance("law", "every objective", "the value at policy = reference is the paper's")
 @pytest.mark.parametrize("name", [n for n in NAMES if n in AT_REFERENCE])
 def test_value_at_the_reference(name):
     same = data(name, [(-4.0, -4.0, -4.0, -4.0, 4, 4), (-4.0, -4.0, -4.0, -4.0, 4, 4)])
@@ -165,6 +194,11 @@ def test_value_at_the_reference(name):
     )
 
 
+@pytest.mark.conformance(
+    "law",
+    "every objective",
+    "at policy = reference a step raises the chosen and lowers the rejected",
+)
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=25)
 @given(mean=logp(-5.0, -0.05), lengths=st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -180,6 +214,7 @@ def test_at_the_reference_a_step_prefers_the_chosen(name, mean, lengths):
         assert up.item() < 0 < down.item()
 
 
+@pytest.mark.conformance("law", "every objective", "every number of the yaml changes the loss")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_value_of_the_yaml_is_used(name):
     """Changing any number changes the loss of some example: no dead hyperparameter."""
@@ -201,3 +236,168 @@ def test_every_line_of_the_yaml_is_explained(path):
     assert head.startswith("# ")
     assert lines[0].startswith("_target_: alignlab.objectives.")
     assert all("# " in line for line in lines[1:]), "a value without a comment"
+
+
+WITH_REFERENCE = [n for n in NAMES if declaration(objective(n)).needs_reference]
+
+
+@pytest.mark.conformance(
+    "law",
+    "every objective with a reference",
+    "only log π − log π_ref counts: a shift of both changes nothing",
+)
+@pytest.mark.parametrize("name", WITH_REFERENCE)
+@settings(deadline=None, max_examples=25)
+@given(rows=rows(-300.0, -0.01), shift=st.tuples(logp(-50.0, 50.0), logp(-50.0, 50.0)))
+def test_a_shift_of_policy_and_reference_changes_nothing(name, rows, shift):
+    a, b = shift
+    moved = [(pa + a, pb + b, ra + a, rb + b, *lengths) for pa, pb, ra, rb, *lengths in rows]
+    before, after = data(name, rows), data(name, moved)
+    # the slope of a squared loss grows with the gap, and with it what the shift's rounding costs
+    slope = max(1.0, *(float(g.abs().max()) for g in gradients(before, name)))
+    torch.testing.assert_close(after.loss(name), before.loss(name), rtol=1e-9, atol=1e-11 * slope)
+
+
+# ------------------------------------------------------------------- where the tokens of it stand
+VOCABULARY = 12
+
+
+@functools.cache
+def model(seed: int):
+    """A random one-layer GPT-2, which stays in double precision throughout (Llama's norm does not).
+
+    Its predictions are far from uniform.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=128,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        initializer_range=0.4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=1,
+        eos_token_id=2,
+        attn_implementation=register(),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config).double().eval()
+
+
+def view_of(seed: int, layout: str) -> View:
+    return View("any", model(seed), None, layout=layout, dtype=torch.float32)
+
+
+@st.composite
+def prompt_groups(draw) -> list[TokenGroup]:
+    """Prompts of 1 to 6 tokens with two or three completions of 1 to 7, ranked, ties included."""
+    token, found = st.integers(1, VOCABULARY - 1), []
+    for row in range(draw(st.integers(2, 4))):
+        count = draw(st.integers(2, 3))
+        ranks = draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
+        if len(set(ranks)) == 1:  # a tie of all: no objective has a term for it
+            ranks[0] += 1
+        parts = [draw(st.lists(token, min_size=1, max_size=6))]
+        parts += [draw(st.lists(token, min_size=1, max_size=7)) for _ in range(count)]
+        prompt, *completions = (np.array(part, dtype=np.int32) for part in parts)
+        verdict = Verdict("ranking", ranks=tuple(ranks))
+        found.append(TokenGroup(prompt, tuple(completions), verdict, row, str(row)))
+    return found
+
+
+def step(name: str, parts: list[list[TokenGroup]], layout: str) -> list[torch.Tensor]:
+    """Loss of an optimizer step made of the micro-batches ``parts``, and its gradient."""
+    need = declaration(objective(name))
+    terms = Terms(objective(name), need, None)
+    count = terms.count([group for part in parts for group in part])
+    total = torch.zeros((), dtype=torch.float64)
+    for part in parts:
+        batch = flatten(part)
+        extra = {}
+        if need.needs_reference:
+            with torch.no_grad():
+                logps = view_of(1, layout).logps(batch)
+            extra["reference"] = segment_sum(logps, batch.target_completion, batch.completions)
+        if need.needs_kl_point:
+            extra["kl_point"] = torch.tensor(0.25)
+        loss, _ = terms.loss(view_of(0, layout), Packed(batch, tuple(part), count, extra))
+        total = total + loss
+    return [total, *torch.autograd.grad(total, list(model(0).parameters()))]
+
+
+def assert_same(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
+    """To 1e-10 of the largest value."""
+    scale = max(1.0, *(float(x.detach().abs().max()) for x in one))
+    for a, b in zip(one, other, strict=True):
+        assert a.dtype == torch.float64
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10 * scale)
+
+
+@pytest.mark.conformance(
+    "law",
+    "every objective",
+    "packed into micro-batches in any way and order: the same loss and gradient to 1e-10",
+)
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=8)
+@given(groups=prompt_groups(), seed=st.integers(0, 99))
+def test_packing_changes_nothing(name, groups, seed):
+    generator = np.random.default_rng(seed)
+    bins = generator.integers(0, len(groups), len(groups))
+    order = generator.permutation(len(groups))
+    parts = [[groups[i] for i in order if bins[i] == b] for b in range(len(groups))]
+    parts = [part for part in parts if part]
+    assert_same(step(name, [groups], "grouped"), step(name, parts, "grouped"))
+
+
+@pytest.mark.conformance(
+    "law",
+    "every objective",
+    "pad tokens change nothing: padded to any width equals the flat batch to 1e-10",
+)
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=8)
+@given(groups=prompt_groups(), width=st.integers(1, 60))
+def test_padding_changes_nothing(name, groups, width):
+    # A neighbour that has no term of its own, but all rows are padded to its width.
+    # One completion beats none and loses to none, so it has neither a pair nor a thumb.
+    alone = Verdict("ranking", ranks=(0,))
+    wide = TokenGroup(np.full(width, 3, np.int32), (np.full(20, 4, np.int32),), alone, 9, "wide")
+    flat = step(name, [groups], "grouped")
+    assert_same(flat, step(name, [groups], "padded"))
+    assert_same(flat, step(name, [[*groups, wide]], "padded"))
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "broken"),
+    [
+        ("alignlab.stages.preference", "losses.sum() / packed.count", "losses.mean()", "packing"),
+        (
+            "alignlab.models.layout",
+            "hidden.flatten(0, 1).index_select(0, plan.flat_index)",
+            "hidden.flatten(0, 1)[: len(plan.flat_index)]",
+            "padding",
+        ),
+    ],
+    ids=["mean of micro-batch means", "padded positions read"],
+)
+def test_the_laws_of_place_can_be_broken(module, old, new, broken):
+    def group(row: int, *lengths: int) -> TokenGroup:
+        completions = tuple(np.full(n, 3 + n, np.int32) for n in lengths)
+        ranks = Verdict("ranking", ranks=tuple(range(len(lengths))))
+        return TokenGroup(np.full(row + 2, 3, np.int32), completions, ranks, row, str(row))
+
+    groups = [group(0, 1, 2, 3), group(1, 4, 2), group(2, 5, 1)]
+    parts, layout = ([groups[:1], groups[1:]], "grouped")
+    if broken == "padding":
+        parts, layout = [groups], "padded"
+    for name in NAMES:
+        whole = step(name, [groups], "grouped")
+        assert_same(whole, step(name, parts, layout))
+        with planted(module, old, new), pytest.raises(AssertionError):
+            assert_same(whole, step(name, parts, layout))

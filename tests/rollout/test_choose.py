@@ -18,6 +18,7 @@ def draw(probs, uniforms, *, temperature=1.0, top_p=1.0, top_k=0):
     return ids.tolist(), logps
 
 
+@pytest.mark.conformance("closed form", "sampling", "inverse CDF at every boundary, by hand")
 def test_inverse_cdf_at_every_boundary():
     uniforms = [0.0, 0.099, 0.101, 0.499, 0.501, 0.699, 0.701, 0.999999]
     ids, logps = draw(P, uniforms)
@@ -31,6 +32,7 @@ def test_the_largest_uniform_gives_a_token_that_has_mass():
     assert ids == [1, 1]
 
 
+@pytest.mark.conformance("closed form", "sampling", "temperature, by hand")
 def test_temperature_by_hand():
     # T = 1/2 squares p: (0.01, 0.16, 0.04, 0.09) / 0.30 = (1, 16, 4, 9) / 30,
     # cumulative (1, 17, 21, 30) / 30.
@@ -40,6 +42,9 @@ def test_temperature_by_hand():
     torch.testing.assert_close(logps, want.log(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.conformance(
+    "closed form", "sampling", "top-k, by hand; the log-prob kept is that of the whole distribution"
+)
 def test_top_k_by_hand_keeps_the_log_probability_of_the_whole_distribution():
     # top 2 = tokens 1 (0.4) and 3 (0.3): sampled with 4/7 and 3/7, 4/7 = 0.5714.
     ids, logps = draw(P, [0.0, 0.571, 0.572, 0.999], top_k=2)
@@ -47,6 +52,9 @@ def test_top_k_by_hand_keeps_the_log_probability_of_the_whole_distribution():
     torch.testing.assert_close(logps.exp(), torch.tensor([0.4, 0.4, 0.3, 0.3]))
 
 
+@pytest.mark.conformance(
+    "closed form", "sampling", "top-p includes the token that crosses, by hand"
+)
 def test_top_p_by_hand_includes_the_token_that_crosses():
     # Sorted 0.4, 0.3, 0.2, 0.1: 0.4 < 0.65 ≤ 0.7, so {1, 3}. At 0.75, 0.2 crosses: {1, 2, 3}.
     for top_p, kept in ((0.65, {1, 3}), (0.75, {1, 2, 3}), (0.01, {1})):
@@ -65,6 +73,7 @@ def test_ties_with_the_last_token_kept_are_kept():
     assert (truncate(tied, top_p=0.5, top_k=0) > 0).sum() == 4
 
 
+@pytest.mark.conformance("equivalence", "sampling", "top-p by partial sorting equals a full sort")
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
 def test_top_p_on_a_wide_flat_vocabulary_equals_a_full_sort(top_p):
     # 700 tokens, nearly flat: the nucleus is wider than the first look of 64.

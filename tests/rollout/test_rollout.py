@@ -74,6 +74,9 @@ def test_shapes_and_flags(rollout, prompts):
         assert (got.row, got.id, got.meta) == (given.row, given.id, given.meta)
 
 
+@pytest.mark.conformance(
+    "equivalence", "sampling", "a rollout's log-probs stand at the flat batch's targets, to 1e-5"
+)
 def test_kept_log_probs_equal_the_flat_batch_targets(rollout, view):
     # What a trainer would compute: the flat batch's targets, here from padding-free rows.
     batch = flatten(rollout.groups)
@@ -115,6 +118,9 @@ def test_per_completion_repeats_prompts_and_meta(rollout):
     assert [m["place"] for m in meta] == [i for i in range(4) for _ in range(5)]
 
 
+@pytest.mark.conformance(
+    "determinism", "sampling", "samples are a function of seed, step and prompt alone"
+)
 def test_samples_depend_on_seed_step_and_row_only(view, prompts, tokenization, rollout):
     def ids(groups, seed=3, step=7):
         made = sample_rollout(view, groups, tokenization, PLAN, 5, seed=seed, step=step)

@@ -45,6 +45,11 @@ def assert_same(left, right):
     np.testing.assert_array_equal(left.finished, right.finished)
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "sampling",
+    "cached log-probs equal one uncached pass to 1e-5, at any temperature",
+)
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
 def test_log_probs_equal_a_full_forward_pass(llama, prompts, temperature):
     got = draw(llama, prompts, temperature=temperature)
@@ -56,6 +61,11 @@ def test_log_probs_equal_a_full_forward_pass(llama, prompts, temperature):
         assert logps.dtype == np.float32
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "sampling",
+    "with top-k and top-p the log-probs are those of the whole distribution",
+)
 def test_log_probs_are_those_before_truncation(llama, prompts):
     got = draw(llama, prompts, top_k=3, top_p=0.8, temperature=0.9)
     for index, (ids, logps) in enumerate(zip(got.ids, got.logps, strict=True)):
@@ -63,6 +73,9 @@ def test_log_probs_are_those_before_truncation(llama, prompts):
         np.testing.assert_allclose(logps, want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.conformance(
+    "closed form", "sampling", "every token is the inverse CDF of its stated uniform number"
+)
 def test_tokens_follow_the_stated_uniforms(llama, prompts):
     # The definition, token by token: first i with cdf_i > u(seed, sample, step).
     got = draw(llama, prompts[:2], n=2, temperature=1.3)
@@ -77,11 +90,17 @@ def test_tokens_follow_the_stated_uniforms(llama, prompts):
             assert token == np.searchsorted(cdf, u[step], side="right")
 
 
+@pytest.mark.conformance(
+    "equivalence", "sampling", "any number of rows side by side: the same samples"
+)
 @pytest.mark.parametrize("batch", [1, 2, 5, 21, 64])
 def test_samples_do_not_depend_on_the_batch(llama, prompts, batch):
     assert_same(draw(llama, prompts, batch=batch), draw(llama, prompts, batch=7))
 
 
+@pytest.mark.conformance(
+    "equivalence", "sampling", "any order and company of prompts: the same samples"
+)
 def test_samples_do_not_depend_on_order_or_company(llama, prompts):
     together = draw(llama, prompts)
     order = [4, 0, 6, 2, 5, 1, 3]
@@ -94,6 +113,7 @@ def test_samples_do_not_depend_on_order_or_company(llama, prompts):
         np.testing.assert_array_equal(alone.ids[s], together.ids[6 + s])
 
 
+@pytest.mark.conformance("equivalence", "sampling", "more samples or tokens extend what was drawn")
 def test_more_samples_and_more_tokens_extend_what_was_drawn(llama, prompts):
     few = draw(llama, prompts, n=2, max_new_tokens=5)
     many = draw(llama, prompts, n=6, max_new_tokens=12)
@@ -128,6 +148,9 @@ def test_any_of_several_stop_tokens_ends_a_completion(llama, prompts):
     assert not any(np.isin(ids[:-1], stops).any() for ids in got.ids)
 
 
+@pytest.mark.conformance(
+    "equivalence", "sampling", "finished rows that leave the batch change nothing"
+)
 def test_compaction_changes_nothing(llama, prompts, monkeypatch):
     normal = draw(llama, prompts, n=5, batch=64)
     monkeypatch.setattr(sampler, "COMPACT_AT", 0.0)
@@ -152,6 +175,9 @@ def test_finished_rows_leave_the_batch(llama, prompts):
     assert sizes[-1] < 18
 
 
+@pytest.mark.conformance(
+    "closed form", "sampling", "4,000 first tokens follow the model's distribution (χ²)"
+)
 def test_first_token_distribution(llama, prompts):
     # χ² over tokens with an expected count of at least 5; seeds are fixed, so this cannot flake.
     n = 4000
@@ -167,6 +193,9 @@ def test_first_token_distribution(llama, prompts):
     assert stats.chisquare(observed[keep], expected[keep]).pvalue > 0.01
 
 
+@pytest.mark.conformance(
+    "equivalence", "sampling", "temperature 0 gives the tokens of transformers' generate"
+)
 def test_greedy_equals_transformers_generate(llama, prompts):
     got = draw(llama, prompts, n=1, temperature=0.0)
     for prompt, ids in zip(prompts, got.ids, strict=True):
@@ -182,6 +211,9 @@ def test_greedy_equals_transformers_generate(llama, prompts):
         assert ids.tolist() == want[0, len(prompt) :].tolist()
 
 
+@pytest.mark.conformance(
+    "equivalence", "sampling", "dropout is off while sampling, and every module's mode is restored"
+)
 def test_dropout_is_off_and_every_mode_is_restored(gpt2, prompts):
     gpt2.transformer.h[0].attn.attn_dropout.eval()
     before = {name: module.training for name, module in gpt2.named_modules()}
@@ -216,6 +248,9 @@ def test_a_training_step_in_the_same_autocast_context_still_gets_gradients(llama
     llama.zero_grad(set_to_none=True)
 
 
+@pytest.mark.conformance(
+    "equivalence", "sampling", "sliding-window models: cached log-probs equal one uncached pass"
+)
 def test_sliding_window_layers_use_the_dynamic_cache(prompts):
     torch.manual_seed(0)
     config = MistralConfig(
@@ -264,6 +299,9 @@ def test_prompts_that_cannot_be_continued_are_refused(llama, prompts):
         draw(llama, prompts, seeds=[1])
 
 
+@pytest.mark.conformance(
+    "closed form", "sampling", "the random streams are distinct and uniform (Kolmogorov–Smirnov)"
+)
 def test_streams_are_distinct_prefix_stable_and_uniform():
     many = np.concatenate([uniform_stream(seed, i, 50) for seed in range(40) for i in range(5)])
     assert len(np.unique(many)) == len(many)

@@ -15,6 +15,11 @@ from alignlab.rollout.rollout import sample_rollout
 from alignlab.rollout.sampling import Sampling
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "sampling",
+    "the sampler's log-probs are the trainer's to 1e-5, full and LoRA, dropout on",
+)
 @pytest.mark.parametrize("rank", [None, 4], ids=["full", "lora"])
 @pytest.mark.parametrize("temperature", [1.0, 0.8])
 def test_kept_log_probs_equal_the_views(tmp_path_factory, rank, temperature):

@@ -136,6 +136,11 @@ class NaiveGRPO:
             self.update(order[index :: self.stage.updates])
 
 
+@pytest.mark.conformance(
+    "closed form",
+    "GRPO, Dr.GRPO, DAPO, RLOO",
+    "a whole iteration equals one in naive float64 loops: weights to 1e-5",
+)
 @pytest.mark.parametrize("name", RELATIVES)
 @pytest.mark.parametrize("temperature", [1.0, 1.3])
 def test_an_iteration_equals_one_written_out_in_loops(
@@ -161,6 +166,9 @@ def test_an_iteration_equals_one_written_out_in_loops(
     assert largest_difference(weights(run), weights(chain.sft)) > 1e-2
 
 
+@pytest.mark.conformance(
+    "closed form", "GRPO", "sequence, token and constant normalisers are three losses"
+)
 def test_the_three_normalisers_are_three_losses(chain: Chain) -> None:
     """By hand above each for itself; here that they do differ on completions of unlike length."""
     runs = []
@@ -173,6 +181,9 @@ def test_the_three_normalisers_are_three_losses(chain: Chain) -> None:
         assert largest_difference(runs[i], runs[j]) > 1e-5
 
 
+@pytest.mark.conformance(
+    "equivalence", "GRPO", "leaving out groups of equal rewards changes no weight (1e-6)"
+)
 @pytest.mark.parametrize("updates", [1, 4])
 def test_groups_with_equal_rewards_are_skipped_for_free(
     chain: Chain, caught: Caught, monkeypatch: pytest.MonkeyPatch, updates: int
@@ -237,6 +248,9 @@ def test_no_group_is_skipped_when_the_loss_has_a_kl_term(
     assert kept == [4, 4]
 
 
+@pytest.mark.conformance(
+    "closed form", "GRPO", "rewards that are all equal move no weight, bit for bit"
+)
 def test_rewards_that_are_all_equal_teach_nothing(chain: Chain) -> None:
     inputs = chain.inputs("init", "reference")
     never = {**CONTAINS_P, "pattern": "never written"}
@@ -252,6 +266,11 @@ def test_rewards_that_are_all_equal_teach_nothing(chain: Chain) -> None:
     assert run.summary()["zero_std_share"] == 1
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "GRPO",
+    "sampler and trainer agree at the first update, at any temperature, to 1e-5",
+)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_ratio_is_one_at_the_first_update(chain: Chain, temperature: float) -> None:
     stage, inputs = chain.online("grpo", iterations=1, updates=2, sampling__temperature=temperature)
@@ -261,6 +280,11 @@ def test_the_ratio_is_one_at_the_first_update(chain: Chain, temperature: float) 
     assert second["sampler_gap"] > 1e-3
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "RLOO",
+    "on-policy a ratio per token and one per completion are the same step, to 1e-5",
+)
 def test_on_policy_the_two_ratios_are_one_method(chain: Chain) -> None:
     runs = []
     for ratio in ("token", "sequence"):
@@ -284,6 +308,7 @@ def test_without_a_kl_term_no_reference_is_loaded(chain: Chain, caught: Caught) 
     assert not caught.backbone.has("reference")
 
 
+@pytest.mark.conformance("equivalence", "GRPO", "any token budget: the same weights to 1e-5")
 def test_micro_batches_do_not_change_the_weights(chain: Chain) -> None:
     stage, inputs = chain.online("grpo", updates=2)
     small = chain.lab.run(stage, inputs, token_budget=40)

@@ -35,6 +35,11 @@ def base_weights(caught: Caught) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "LoRA: DPO, KTO, PPO, GRPO",
+    "training leaves every bit of the base as it was",
+)
 @pytest.mark.parametrize("name", ["dpo", "kto", "ppo", "grpo"])
 def test_the_base_stays_as_it_was(lora_chain: Chain, caught: Caught, name: str) -> None:
     if name in ("dpo", "kto"):
@@ -53,6 +58,11 @@ def test_the_base_stays_as_it_was(lora_chain: Chain, caught: Caught, name: str) 
     assert run.record["params_trained"] < run.record["params_total"] / 4
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "LoRA: DPO",
+    "budget and layout do not change the adapter",
+)
 @pytest.mark.parametrize("change", ["token_budget", "layout"])
 def test_micro_batches_and_layout_do_not_change_the_adapter(lora_chain: Chain, change: str) -> None:
     stage, inputs = lora_chain.prefer(pairs="all")
@@ -103,6 +113,11 @@ def test_ppo_with_four_views_on_one_base(lora_chain: Chain, caught: Caught) -> N
     assert float((moved - scores).abs().max()) > 1e-3
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "LoRA: DPO",
+    "the export, merged or not, gives the trained view's logits in plain transformers, to 1e-5",
+)
 @pytest.mark.parametrize("merge", [True, False])
 def test_an_export_is_the_policy(
     lora_chain: Chain, caught: Caught, tmp_path: Path, merge: bool
@@ -127,6 +142,11 @@ def test_an_export_is_the_policy(
         assert float((base(input_ids=ids).logits - expected).abs().max()) > 1e-2
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "LoRA: DPO",
+    "the saved adapter gives the live view's log-probs in plain peft",
+)
 def test_a_saved_adapter_is_the_view_that_was_trained(lora_chain: Chain, caught: Caught) -> None:
     stage, inputs = lora_chain.prefer()
     run = lora_chain.lab.run(stage, inputs)
@@ -138,6 +158,11 @@ def test_a_saved_adapter_is_the_view_that_was_trained(lora_chain: Chain, caught:
     assert torch.allclose(live.double(), torch.stack(plain), atol=1e-4)
 
 
+@pytest.mark.conformance(
+    "determinism",
+    "LoRA: SFT",
+    "the same command gives the same adapter bit for bit, whatever ran before",
+)
 def test_the_same_command_gives_the_same_adapter(lora_chain: Chain) -> None:
     """Fresh adapters start from (seed, view), so nothing depends on what ran before."""
     stage = lora_chain.lab.stage("sft", steps=2)

@@ -138,6 +138,11 @@ class NaivePPO:
                 self.update(order[index :: stage.minibatches], step)
 
 
+@pytest.mark.conformance(
+    "closed form",
+    "PPO and PPO-ptx",
+    "a whole iteration equals one in naive float64 loops: policy and value weights to 1e-5",
+)
 @pytest.mark.parametrize("ptx", [0.0, 0.5], ids=["ppo", "ppo-ptx"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("whiten", [True, False])
@@ -181,6 +186,9 @@ def test_an_iteration_equals_one_written_out_in_loops(
     assert ("ptx_nll" in last) == (ptx > 0)
 
 
+@pytest.mark.conformance(
+    "equivalence", "PPO", "the ratio is 1 at the first update, at any sampling temperature, to 1e-4"
+)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_ratio_is_one_before_the_first_update(
     chain: Chain, monkeypatch: pytest.MonkeyPatch, temperature: float
@@ -202,6 +210,9 @@ def test_the_ratio_is_one_before_the_first_update(
     assert float((seen[1] - 1).abs().max()) > 1e-2
 
 
+@pytest.mark.conformance(
+    "closed form", "PPO", "the adaptive KL coefficient of a stage run, by hand from its logged KLs"
+)
 def test_the_adaptive_coefficient_by_hand(chain: Chain) -> None:
     stage, inputs = chain.online(
         "ppo", iterations=4, kl_coef=0.2, kl_target=0.5, kl_horizon=40, rollout_batch=8
@@ -218,6 +229,9 @@ def test_the_adaptive_coefficient_by_hand(chain: Chain) -> None:
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-4)  # the policy is the reference at first
 
 
+@pytest.mark.conformance(
+    "equivalence", "PPO", "the value view starts as the reward run, values read before each token"
+)
 def test_the_value_view_starts_as_the_reward_run(chain: Chain, caught: Caught) -> None:
     stage, inputs = chain.online("ppo", iterations=1, optimizer__learning_rate=1e-12)
     chain.lab.run(stage, inputs)
@@ -267,6 +281,7 @@ def test_more_minibatches_than_rollouts_are_refused(chain: Chain) -> None:
         chain.online("ppo", minibatches=9)
 
 
+@pytest.mark.conformance("equivalence", "PPO", "any token budget: the same weights to 1e-5")
 def test_micro_batches_do_not_change_the_weights(chain: Chain) -> None:
     stage, inputs = chain.online("ppo", ppo_epochs=2)
     small = chain.lab.run(stage, inputs, token_budget=40)

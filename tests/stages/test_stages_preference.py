@@ -36,6 +36,11 @@ def plain_sums(folder: Any, groups: Any, cache: Any) -> torch.Tensor:
     return torch.stack(sums)
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "every objective of conf/objective",
+    "two token budgets: weights to 1e-6",
+)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_trains_alike_in_any_micro_batching(chain: Chain, name: str) -> None:
     stage, inputs = chain.prefer(objective=objective(name), pairs="all")
@@ -49,6 +54,11 @@ def test_every_objective_trains_alike_in_any_micro_batching(chain: Chain, name: 
     assert large.summary().keys() >= {"accuracy", "margin"}
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "DPO, KTO, SimPO",
+    "flat and padded layout train to the same weights",
+)
 @pytest.mark.parametrize("name", ["dpo", "kto", "simpo"])
 def test_the_padded_layout_trains_to_the_same_weights(chain: Chain, name: str) -> None:
     stage, inputs = chain.prefer(objective=objective(name), pairs="all")
@@ -60,6 +70,11 @@ def test_the_padded_layout_trains_to_the_same_weights(chain: Chain, name: str) -
     assert largest_difference(weights(grouped), weights(padded)) < 1e-5
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "DPO",
+    "the order of prompts inside a step changes no weight beyond 1e-6",
+)
 def test_the_order_of_groups_inside_a_step_does_not_matter(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +133,11 @@ def entries(run: Run) -> dict[str, float]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "reference log-probs",
+    "one pass serves every learning rate, seed and objective",
+)
 def test_reference_logps_are_computed_once_for_all_learning_rates(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from equivalence_cases import METHODS, method
 from stage_lab import Chain, objective, weight_bytes
 
 from alignlab.engine.state import TrainState
@@ -90,6 +91,11 @@ def timeless(run: Run) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in clock} for row in run.metrics()]
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "SFT, reward model, DPO, KTO, PPO, GRPO",
+    "stopped after any step and continued: weights, metrics and record bit for bit",
+)
 @pytest.mark.parametrize(("name", "step"), CASES)
 def test_a_stopped_run_goes_on_bit_for_bit(
     chain: Chain, straight: Any, name: str, step: int
@@ -109,6 +115,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         assert run.record.get(field) == whole.record.get(field), field
 
 
+@pytest.mark.conformance(
+    "equivalence", "PPO, GRPO", "stopped after each of five steps in turn: bit for bit the same"
+)
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
 def test_stopping_after_every_step_is_no_different(chain: Chain, straight: Any, name: str) -> None:
     stage, inputs = stages(chain)[name]
@@ -121,6 +130,41 @@ def test_stopping_after_every_step_is_no_different(chain: Chain, straight: Any, 
     assert timeless(run) == timeless(straight(name))
 
 
+HERE_ALREADY = {name for name, _ in CASES}
+
+
+@pytest.mark.slow
+@pytest.mark.conformance(
+    "equivalence",
+    "every method",
+    "stopped after every step in turn and continued: weights and metrics bit for bit",
+)
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [
+        *(("chain", name) for name in ("pretrain", *METHODS) if name not in HERE_ALREADY),
+        *(("lora_chain", name) for name in ("sft", "reward", "kto", "grpo")),
+    ],
+)
+def test_every_other_method_goes_on_too(
+    request: pytest.FixtureRequest, which: str, name: str
+) -> None:
+    chain: Chain = request.getfixturevalue(which)
+    stage, inputs = method(chain, name)
+    whole = chain.lab.run(stage, inputs)
+    run = chain.lab.new_run(stage.kind)
+    for step in range(1, whole.record["updates"]):
+        with stopping_after(step), pytest.raises(Stopped):
+            chain.lab.run(stage, inputs, run, checkpoint_every_seconds=0)
+    chain.lab.run(stage, inputs, run)
+    assert weight_bytes(run) == weight_bytes(whole)
+    assert timeless(run) == timeless(whole)
+    assert run.record == whole.record
+
+
+@pytest.mark.conformance(
+    "equivalence", "LoRA with dropout: DPO, PPO", "stopped and continued: the same masks and bits"
+)
 @pytest.mark.parametrize("name", ["dpo", "ppo"])
 def test_dropout_goes_on_with_the_same_masks(lora_chain: Chain, name: str) -> None:
     if name == "dpo":
@@ -194,6 +238,11 @@ def finish(process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.conformance(
+    "equivalence",
+    "alignlab run pipeline=instructgpt",
+    "killed (SIGKILL) at two random moments and started again: the models' bytes are the same",
+)
 def test_sigkill_at_a_random_moment_changes_nothing(tmp_path: Path) -> None:
     finish(start(tmp_path / "straight"))
     expected = model_hashes(tmp_path / "straight")

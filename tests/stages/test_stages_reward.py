@@ -91,6 +91,11 @@ def test_normalisation_keeps_every_order(chain: Chain) -> None:
     assert names == {"head.safetensors/gain", "head.safetensors/offset"}
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "reward model",
+    "budgets do not change the weights, nor the normalisation",
+)
 @pytest.mark.parametrize("budget", [64, 4096])
 def test_micro_batches_do_not_change_the_weights(chain: Chain, budget: int) -> None:
     stage, inputs = chain.lab.stage("reward"), chain.inputs("init", "annotations")

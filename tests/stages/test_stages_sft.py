@@ -105,6 +105,11 @@ def test_eos_is_learned(chain: Chain) -> None:
     assert probability[1] > 0.3
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "SFT",
+    "budget and layout do not change the weights",
+)
 @pytest.mark.parametrize("change", ["token_budget", "layout"])
 def test_micro_batches_and_layout_do_not_change_the_weights(chain: Chain, change: str) -> None:
     stage = chain.lab.stage("sft")
@@ -116,6 +121,11 @@ def test_micro_batches_and_layout_do_not_change_the_weights(chain: Chain, change
     assert largest_difference(weights(one), weights(other)) < 1e-5
 
 
+@pytest.mark.conformance(
+    "determinism",
+    "SFT",
+    "the same seed gives the same bits, another seed others",
+)
 def test_the_seed_decides_the_order_and_nothing_else_is_drawn(chain: Chain) -> None:
     stage = chain.lab.stage("sft")
     same = chain.lab.run(stage, {}), chain.lab.run(stage, {})

@@ -1,0 +1,376 @@
+"""Mutants that no test can tell from the code, by module and reason.
+
+Every entry is verified in the other direction too: one that dies, or that no longer exists, makes
+the test fail. "(2)" is the second such change in the function.
+"""
+
+from __future__ import annotations
+
+VECTOR = "a vector has one dimension: 0 and −1 are the same"
+MATRIX = "the last dimension of a matrix is 1 and −1"
+SAME_SHAPE = "only shape, number format or device is read, and both have the same"
+NUMBERS = (
+    "a zero-dimensional tensor, or a number of numpy, computes and compares as the number does"
+)
+BOUNDARY = "on the boundary itself both branches give the same value"
+NO_GRADIENT_ANYWAY = "the result is a comparison, which carries no gradient"
+NEVER_READ = "the entries that differ are never read"
+COST = "the same result, with more work"
+AUTOCAST = (
+    "under autocast the product rounds its operands itself; otherwise nothing is to be rounded"
+)
+WIDENED = "the other operand is float32, so the result is too"
+CAST_LATER = "autograd casts a gradient, and an assignment its value, to the format it is meant for"
+ORDER_OF_A_SET = "the order of what is searched, or multiplied, does not matter"
+TWO_WAYS = (
+    "repeated key heads and `enable_gqa` are two ways to the same numbers; CUDA alone prefers one"
+)
+ONE_SEQUENCE = "checked to hold one sequence: 0 and −1 are the same"
+EXACTLY_ONE = "this branch or index is for exactly one block, where joining and −1 do the same"
+CPU = "every device of the tests is a CPU"
+ZERO_RATE = "dropout with rate 0 drops nothing, training or not"
+ONE_ROUNDING = (
+    "the softmax of a reduced format is computed in float32 and rounded once, here or after"
+)
+SQUARE = "row kind 1: as many keys as queries, and one kind per block"
+EMPTY_LISTS = "both lists are empty"
+LIST_INDEX = "a list of indices selects as its tensor does"
+CUT = "a slice that ends beyond the end is cut there"
+INTEGERS = "small integers are exact, and 64 bits wide without being told"
+LONE_COMPLETION = "a group of one has no spread: its advantage is masked below, NaN or not"
+NEAREST_SIDE = (
+    "G instead of V decides on which side of V_old the clipped value lies; where that differs,"
+    " V's own error is the larger one either way"
+)
+LARGEST_TERM = "d/dm [m + log Σ exp(r − m)] = 0: the subtracted term needs no detach to be constant"
+LOOKS_FURTHER = "looks at more of the vocabulary than it has to"
+U_BELOW_ONE = (
+    "u ≤ 1 − 2⁻⁵³ times the total rounds below the total, so the guard against u = 1 never acts"
+)
+
+EQUIVALENT: dict[str, dict[str, list[str]]] = {
+    "objectives.advantage": {
+        NUMBERS: [
+            "gae: int(completion.bincount().max()) → completion.bincount().max()",
+            "whiten: mean.to(x.dtype) → mean",
+            "whiten: mean.to(x.dtype) → mean (2)",
+            "whiten: torch.rsqrt(variance + epsilon).to(x.dtype) → torch.rsqrt(variance + epsilon)",
+        ],
+        "a longest completion of 0 or 1 tokens needs no doubling": ["gae: 0 → 1", "gae: 0 → -1"],
+        "a doubling beyond the longest completion adds zeros": [
+            "gae: step < longest → step <= longest"
+        ],
+        SAME_SHAPE: [
+            "moments: x.sum() → x.mean()",
+            "token_weights: tokens.sum() → tokens.mean()",
+        ],
+        VECTOR: ["equal_groups: 0 → -1", "equal_groups: 0 → -1 (2)"],
+        NO_GRADIENT_ANYWAY: ["equal_groups: drop @torch.no_grad()"],
+        LONE_COMPLETION: [
+            "group_advantages: (size - 1).clamp(min=1) → size - 1",
+            "group_advantages: (size - 1).clamp(min=1) → size - 1 (2)",
+            "group_advantages: 1 → 0 (2)",
+            "group_advantages: 1 → 0 (4)",
+        ],
+    },
+    "objectives.divergence": {
+        "the series is read within ±0.05 only, where neither bound acts": [
+            "k3: 0.05 → 0.1",
+            "k3: 0.05 → 0.1 (2)",
+        ],
+        BOUNDARY: ["k3: d.abs() < 0.05 → d.abs() <= 0.05"],
+        "½d² is even in d, and its gradient is taken by name": [
+            "token_kl: k2(new, reference) → k2(reference, new)"
+        ],
+    },
+    "objectives.pairwise": {
+        SAME_SHAPE: [
+            "pair_metrics: chosen → rejected (2)",
+            "pair_metrics: chosen → rejected (3)",
+        ],
+    },
+    "objectives.policy": {
+        NEAREST_SIDE: ["clipped_value: values → returns", "value_clip_fraction: values → returns"],
+        NO_GRADIENT_ANYWAY: [
+            "clip_fraction: importance_ratio(logps).detach() → importance_ratio(logps)",
+            "value_clip_fraction: values.detach() → values",
+            "value_clip_fraction: values.detach() → values (2)",
+        ],
+        SAME_SHAPE: [
+            "value_clip_fraction: values → old_values (3)",
+            "value_clip_fraction: values → returns (3)",
+        ],
+    },
+    "objectives.ranking": {
+        VECTOR: [
+            "top_one: 0 → -1",
+            "_choice_losses: 0 → -1",
+            "_choice_losses: 0 → -1 (2)",
+            "_choice_losses: 0 → -1 (3)",
+            "_choice_losses: 0 → -1 (4)",
+        ],
+        LARGEST_TERM: [
+            "_choice_losses: reward.detach() → reward",
+            "_choice_losses: below.detach() → below",
+        ],
+        NEVER_READ: [
+            "_choice_losses: torch.zeros_like(reward, dtype=torch.int64)"
+            " → torch.ones_like(reward, dtype=torch.int64)"
+        ],
+    },
+    "objectives.stable": {
+        BOUNDARY: ["log1mexp: x > -math.log(2.0) → x >= -math.log(2.0)"],
+        VECTOR: ["segment_sum: 0 → -1"],
+    },
+    "tensors": {
+        "the last field is `spans`, which no device holds": [
+            "FlatBatch.to: in fields(self) → [:-1] of it",
+            "FlatBatch.to: in moved.items() → [:-1] of it",
+        ],
+    },
+    "data.pack": {
+        INTEGERS: [
+            "pack: np.asarray(…) without dtype=np.int64",
+            "pack: np.zeros(…) without dtype=np.int64",
+        ],
+        NEVER_READ: [
+            "pack: np.zeros(len(values), dtype=np.int64) → np.ones(len(values), dtype=np.int64)"
+        ],
+        "numpy reads the first letter of a kind": ["pack: 'stable' → 'stable_'"],
+        NUMBERS: [
+            "pack: int(values[item]) → values[item]",
+            "pack: int(fits.argmax()) → fits.argmax()",
+        ],
+        "a group has at least one token, so a bin with no room and one with less take nothing": [
+            "pack: max(budget, size) → budget"
+        ],
+        "a bin that is not open has no room for a group, which has at least one token": [
+            "pack: [:len(bins)] → [:len(bins) + 1]",
+            "pack: [:len(bins)] → [:]",
+        ],
+        "a mask selects as the indices of its true entries do": [
+            "flatten: np.flatnonzero(np.repeat(~prompt, length)) → np.repeat(~prompt, length)"
+        ],
+    },
+    "data.order": {
+        "the epoch beyond the end contributes its first 0 rows": [
+            "step_rows: last - 1 → last",
+            "step_rows: 1 → 0 (4)",
+        ],
+        CUT: ["step_rows: min(last - epoch * rows, rows) → last - epoch * rows"],
+        "any number of digits between the noise of a float and 1/batch does": [
+            "steps_of: 9 → 10",
+            "steps_of: 9 → 8",
+        ],
+    },
+    "models.logps": {
+        AUTOCAST: [
+            "Head.logits: _matmul_dtype(hidden) → hidden",
+            "Head.logits: hidden.to(dtype) → hidden",
+        ],
+        "everything inside was cast to autocast's own format before": [
+            "_TokenLogps.forward: drop with torch.autocast(hidden.device.type, enabled=False)"
+        ],
+        "int or float, Python divides and multiplies them alike": [
+            "head_of: float(divisor) → divisor",
+            "head_of: float(factor) → factor",
+        ],
+        ORDER_OF_A_SET: [
+            "head_of: ('logit_scale', 'lm_head_multiplier') → ('lm_head_multiplier', 'logit_scale')"
+        ],
+        VECTOR: ["_run: 0 → -1 (3)"],
+        "a column has one entry: 0 and −1 are the same": ["_Product.target: 0 → -1"],
+        "times 1 changes nothing": [
+            "_shape_logits: always scale != 1.0",
+            "_Product.gradient: gradient.mul_(self.options.scale) if self.options.scale != 1.0"
+            " else gradient → gradient.mul_(self.options.scale)",
+        ],
+        "no format has 31 bits": ["_Product.__init__: 32 → 31"],
+        WIDENED: [
+            "_Product.__init__: self.states.float() → self.states",
+            "_Product.__init__: self.matrix[targets].float() → self.matrix[targets]",
+            "_Product.__init__: self._bias[targets].float() → self._bias[targets]",
+        ],
+        MATRIX: [
+            "_Product.__init__: -1 → 1",
+            "_TokenLogps.forward: -1 → 1",
+            "_TokenLogps.forward: -1 → 1 (2)",
+        ],
+        CUT: ["_Product.chunks: min(start + rows, total) → start + rows"],
+        "target ids and options need no gradient": [
+            "_TokenLogps.forward: 3 → 4",
+            "_TokenLogps.forward: [1:3] → [1:]",
+        ],
+        "an entropy that nobody asked for is dropped by the caller": [
+            "_TokenLogps.forward: torch.empty_like(logps) if options.entropy"
+            " else logps.new_empty(0) → torch.empty_like(logps)",
+            "_TokenLogps.forward: 0 → 1 (2)",
+        ],
+        SAME_SHAPE: [
+            "_TokenLogps.forward: logps → lse (2)",
+            "_TokenLogps.forward: logps → lse (3)",
+        ],
+        CAST_LATER: [
+            "_TokenLogps.backward: (grad[:, None] * jacobian).to(hidden.dtype)"
+            " → grad[:, None] * jacobian",
+            "_TokenLogps.backward: (gradient @ product.matrix).to(hidden.dtype)"
+            " → gradient @ product.matrix",
+        ],
+    },
+    "models.grouped_attention": {
+        SAME_SHAPE: [
+            "grouped_attention: query → key (4)",
+            "_attend: key → value",
+            "_attend: query → key (2)",
+            "_attend: key → value (2)",
+            "_attend: query → key (5)",
+            "_attend: key → value (6)",
+            "_attend: query → key (8)",
+            "_attend: value → key (6)",
+        ],
+        ONE_SEQUENCE: [
+            "grouped_attention: 0 → -1",
+            "grouped_attention: 0 → -1 (3)",
+            "grouped_attention: 0 → -1 (5)",
+        ],
+        EXACTLY_ONE: [
+            "grouped_attention: outputs[0] if len(outputs) == 1 else torch.cat(outputs)"
+            " → torch.cat(outputs)",
+            "grouped_attention: len(outputs) → outputs",
+            "grouped_attention: 1 → 0 (8)",
+            "grouped_attention: 0 → -1 (8)",
+        ],
+        TWO_WAYS: [
+            "_attend: always grouped and"
+            " (softcap is not None or (mask is not None and query.is_cuda))",
+            "_attend: grouped and (softcap is not None or (mask is not None and query.is_cuda))"
+            " → grouped or (softcap is not None or (mask is not None and query.is_cuda))",
+            "_attend: grouped and (softcap is not None or (mask is not None and query.is_cuda))"
+            " → softcap is not None or (mask is not None and query.is_cuda)",
+            "_attend: grouped and (softcap is not None or (mask is not None and query.is_cuda))"
+            " → grouped",
+            "_attend: softcap is not None or (mask is not None and query.is_cuda)"
+            " → softcap is not None",
+            "_attend: mask is not None and query.is_cuda → mask is not None or query.is_cuda",
+            "_attend: mask is not None and query.is_cuda → query.is_cuda",
+            "_attend: mask is not None and query.is_cuda → mask is not None",
+            "_attend: mask is not None → mask is None",
+            "_attend: drop grouped = False",
+            "_attend: False → True",
+        ],
+        ONE_ROUNDING: [
+            "_attend: torch.promote_types(scores.dtype, torch.float32) → scores.dtype",
+            "_attend: scores.masked_fill(~mask, float('-inf')).softmax(…) without dtype=precision",
+        ],
+        ZERO_RATE: [
+            "_attend: torch.nn.functional.dropout(…) without training=dropout > 0",
+            "_attend: dropout > 0 → dropout >= 0",
+            "_attend: dropout → 1 (3)",
+            "_attend: 0 → -1",
+        ],
+        ORDER_OF_A_SET: [
+            "_slow_in_reduced: (torch.bfloat16, torch.float16) → (torch.float16, torch.bfloat16)",
+            "_check: ('s_aux', 'position_bias', 'cache') → ('position_bias', 's_aux', 'cache')",
+            "_check: ('s_aux', 'position_bias', 'cache') → ('s_aux', 'cache', 'position_bias')",
+        ],
+        CPU: [
+            "_slow_in_reduced: reduced and value.device.type == 'cpu' and (value.shape[2] <= 384)"
+            " → reduced and value.shape[2] <= 384"
+        ],
+    },
+    "models.attention_plan": {
+        "one row alone has no padding to weigh": [
+            "_bins: members and padded - useful - area >"
+            " max(WASTE_SHARE * (useful + area), WASTE_PAIRS)"
+            " → padded - useful - area > max(WASTE_SHARE * (useful + area), WASTE_PAIRS)"
+        ],
+        SQUARE: [
+            "_block: 0 → -1",
+            "_block: Block(len(rows), queries, keys, mask=None)"
+            " → Block(len(rows), keys, queries, mask=None)",
+            "_block: queries → keys",
+            "_block: keys → queries",
+        ],
+    },
+    "models.view": {
+        "a disabled autocast does not read its format": [
+            "autocast: dtype if reduced else None → dtype"
+        ],
+    },
+    "rollout.choose": {
+        ORDER_OF_A_SET: ["choose: (0.0, 1.0) → (1.0, 0.0)"],
+        MATRIX: [
+            "choose: -1 → 1",
+            "choose: -1 → 1 (2)",
+            "choose: -1 → 1 (3)",
+            "truncate: -1 → 1",
+            "_nucleus_edge: -1 → 1",
+            "_nucleus_edge: -1 → 1 (2)",
+            "_nucleus_edge: -1 → 1 (3)",
+            "_nucleus_edge: -1 → 1 (5)",
+        ],
+        U_BELOW_ONE: [
+            "choose: torch.minimum(uniforms.unsqueeze(1) * total, torch.nextafter(total, -total))"
+            " → uniforms.unsqueeze(1) * total",
+            "choose: torch.nextafter(total, -total) → total",
+            "choose: -total → total",
+            "choose: torch.searchsorted(cdf, target, right=True).squeeze(1)"
+            ".clamp_(max=cdf.shape[1] - 1)"
+            " → torch.searchsorted(cdf, target, right=True).squeeze(1)",
+            "choose: cdf.shape[1] - 1 → cdf.shape[1] + 1",
+            "choose: cdf.shape[1] - 1 → cdf.shape[1]",
+            "choose: 1 → 0 (8)",
+        ],
+        "`topk` takes the last dimension unless told": [
+            "truncate: probs.topk(…) without dim=-1",
+            "_nucleus_edge: probs.topk(…) without dim=-1",
+        ],
+        LOOKS_FURTHER: [
+            "_nucleus_edge: FIRST_LOOK → FIRST_LOOK * 2",
+            "_nucleus_edge: min(look, width) → width",
+            "_nucleus_edge: look >= width or bool((mass[:, -1:] >= top_p * total).all())"
+            " → look >= width",
+            "_nucleus_edge: look >= width → look > width",
+            "_nucleus_edge: mass[:, -1:] >= top_p * total → mass[:, -1:] > top_p * total",
+            "_nucleus_edge: -1 → 1 (4)",
+            "_nucleus_edge: [-1:] → [-1 + 1:]",
+            "_nucleus_edge: [-1:] → [-1 - 1:]",
+            "_nucleus_edge: [-1:] → [:]",
+            "_nucleus_edge: 1 → 2 (5)",
+            "_nucleus_edge: 1 → 0 (5)",
+            "_nucleus_edge: top_p * total → total",
+            "_nucleus_edge: top_p → 1",
+            "_nucleus_edge: 4 → 5",
+            "_nucleus_edge: 4 → 3",
+        ],
+        NUMBERS: [
+            "_nucleus_edge: bool((mass[:, -1:] >= top_p * total).all())"
+            " → (mass[:, -1:] >= top_p * total).all()"
+        ],
+    },
+    "rewards.shaping": {
+        "a mask times a number is 0 or the number": [
+            "missing_eos: (~finished).to(scores.dtype) → ~finished"
+        ],
+        NUMBERS: [
+            "token_rewards: int(lengths.sum()) → lengths.sum()",
+            "token_rewards: int(lengths.min()) → lengths.min()",
+        ],
+        VECTOR: ["token_rewards: 0 → -1", "token_rewards: 0 → -1 (2)"],
+    },
+    "stages.arrange": {
+        EMPTY_LISTS: ["pair_logps: (better, worse, first) → (worse, better, first)"],
+        LIST_INDEX: [
+            "pair_logps: torch.tensor(better, dtype=torch.long, device=sums.device) → better",
+            "pair_logps: torch.tensor(worse, dtype=torch.long, device=sums.device) → worse",
+            "single_logps: torch.tensor(kept, dtype=torch.long, device=sums.device) → kept",
+        ],
+    },
+    "stages.reward": {
+        EMPTY_LISTS: [
+            "group_scores: (better, worse, owner, first) → (worse, better, owner, first)",
+            "group_scores: (better, worse, owner, first) → (better, owner, worse, first)",
+        ],
+    },
+    "stages.grpo_work": {VECTOR: ["GRPOWork.surrogate: 0 → -1"]},
+}

@@ -1,0 +1,152 @@
+"""A view against one row at a time through the plain model: where everything is read from."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from model_cases import architecture, make_batch, random_model
+
+from alignlab.models.heads import ScalarHead
+from alignlab.models.view import View, autocast
+
+SIZES = ((3, (2, 1)), (1, (3,)), (2, (4, 2)))
+BATCH = make_batch(SIZES)
+
+
+@cache
+def llama():
+    config = architecture(
+        "llama",
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    return random_model(config).requires_grad_(False)
+
+
+def view(*, head=True, layout="grouped", dtype=torch.float32, model=None):
+    torch.manual_seed(1)
+    scalar = ScalarHead(8) if head else None
+    return View("reward", model or llama(), scalar, layout=layout, dtype=dtype)
+
+
+def rows():
+    """(hidden states, logits, targets, prompt length) of every completion behind its prompt."""
+    for span in BATCH.spans:
+        for start, end in span.completions:
+            index = [*range(*span.prompt), *range(start, end)]
+            ids = BATCH.input_ids[index][None]
+            out = llama()(ids, output_hidden_states=True)
+            length = span.prompt[1] - span.prompt[0]
+            yield out.hidden_states[-1][0], out.logits[0], ids[0, length:], length
+
+
+def plain(temperature=1.0):
+    """Log-probs, entropies, values at the predictors and scores at the ends."""
+    head = view().scalar_head
+    logps, entropies, values, scores = [], [], [], []
+    for hidden, logits, targets, prompt in rows():
+        z = (logits[prompt - 1 : -1] / temperature).log_softmax(-1)
+        logps.append(z.gather(1, targets[:, None])[:, 0])
+        entropies.append(-(z.exp() * z).sum(-1))
+        values.append(head(hidden[prompt - 1 : -1]))
+        scores.append(head(hidden[-1:]))
+    return tuple(map(torch.cat, (logps, entropies, values, scores)))
+
+
+def close(found, wanted, atol=1e-5):
+    torch.testing.assert_close(found, wanted, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("layout", ["grouped", "padded"])
+@pytest.mark.parametrize("temperature", [None, 0.6])
+def test_every_reading_of_a_view(temperature, layout):
+    mine = view(layout=layout)
+    options = {} if temperature is None else {"temperature": temperature}
+    logps, entropies, values, scores = plain(temperature or 1.0)
+    close(mine.logps(BATCH, **options), logps)
+    found, entropy = mine.logps_entropy(BATCH, **options)
+    close(found, logps)
+    close(entropy, entropies)
+    close(mine.values(BATCH), values)
+    close(mine.scores(BATCH), scores)
+    features = mine.features(BATCH)
+    close(mine.scalar_head(features.at_targets), values)
+    close(mine.scalar_head(features.at_ends), scores)
+    assert (mine.name, mine.model) == ("reward", llama())
+
+
+def test_rows_beyond_the_window_take_the_padded_layout():
+    mine = view()
+    longest = 2 + 4
+    config = mine.model.config
+    for window, layout in ((None, "grouped"), (longest, "grouped"), (longest - 1, "padded")):
+        config.sliding_window = window
+        try:
+            assert mine._layout_of(BATCH) == layout
+            assert view(layout="padded")._layout_of(BATCH) == "padded"
+        finally:
+            config.sliding_window = None
+
+
+def test_a_view_without_a_head_has_no_scores():
+    with pytest.raises(ValueError, match="'reward' has no scalar head"):
+        view(head=False).scores(BATCH)
+
+
+def test_every_pass_runs_in_the_view_s_format_and_answers_in_float32():
+    mine = view(dtype=torch.bfloat16)
+    exact = plain()
+    entropy = mine.logps_entropy(BATCH)[1]
+    for found, wanted in zip(
+        (mine.logps(BATCH), entropy, mine.values(BATCH), mine.scores(BATCH)), exact, strict=True
+    ):
+        assert found.dtype == torch.float32
+        assert 1e-5 < (found - wanted).abs().max() < 0.3
+    # the head too: on the same hidden states its bfloat16 weights give another answer
+    hidden = mine.features(BATCH).at_targets
+    outside = mine.lm_head.logits(hidden.float()).log_softmax(-1)
+    wanted = outside.gather(1, BATCH.target_ids[:, None])[:, 0]
+    assert (mine.logps(BATCH) - wanted).abs().max() > 1e-5
+    close(mine.logps_entropy(BATCH)[0], mine.logps(BATCH), atol=0)
+
+
+def test_only_passes_without_gradients_remember_casts():
+    mine = view(dtype=torch.bfloat16)
+    remembered = []
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled), mine._arithmetic():
+            remembered.append(torch.is_autocast_cache_enabled())
+            assert torch.is_autocast_enabled("cpu")
+    assert remembered == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_autocast_is_off_for_float32(dtype):
+    with autocast(torch.device("cpu"), dtype):
+        assert torch.is_autocast_enabled("cpu") is (dtype != torch.float32)
+        assert torch.is_autocast_cache_enabled()
+        if dtype != torch.float32:
+            assert torch.get_autocast_dtype("cpu") == dtype
+    with autocast("cpu", dtype, remember=False):
+        assert not torch.is_autocast_cache_enabled()
+
+
+@pytest.mark.parametrize("layout", ["grouped", "padded"])
+def test_the_layout_reaches_the_pass(layout):
+    from alignlab.models import view as module
+
+    asked, real = [], module.hidden_states
+
+    def watched(model, batch, chosen):
+        asked.append(chosen)
+        return real(model, batch, chosen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "hidden_states", watched)
+        view(layout=layout).scores(BATCH)
+    assert asked == [layout]
