@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/alignlab run -m experiment=sentiment_demo seed=0,1 launch=local
 
 test: setup lint types
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25
 
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

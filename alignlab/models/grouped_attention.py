@@ -93,40 +93,69 @@ def _attend(
     dropout: float,
     softcap: float | None,
 ) -> Tensor:
+    if softcap is not None or _slow_in_reduced(value):
+        return _products(query, key, value, mask, scaling, dropout, softcap)
+    dtype = value.dtype  # rotary embeddings may have widened query and key
     grouped = query.shape[1] != key.shape[1]
-    if grouped and (softcap is not None or (mask is not None and query.is_cuda)):
-        # CUDA's fused kernels take grouped-query heads without a mask only.
-        repeats = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    if grouped and not _takes_grouped_heads(query.device.type, mask):
+        key, value = (_repeat_heads(x, query.shape[1]) for x in (key, value))
         grouped = False
-    if softcap is None:
-        dtype = value.dtype  # rotary embeddings may have widened query and key
-        inner = torch.float32 if _slow_in_reduced(value) else dtype
-        query, key, value = query.to(inner), key.to(inner), value.to(inner)
-        with torch.autocast(query.device.type, enabled=False):
-            return scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None,
-                scale=scaling, enable_gqa=grouped,
-            ).to(dtype)  # fmt: skip
+    with torch.autocast(query.device.type, enabled=False):
+        return scaled_dot_product_attention(
+            query.to(dtype), key.to(dtype), value, attn_mask=mask, dropout_p=dropout,
+            is_causal=mask is None, scale=scaling, enable_gqa=grouped,
+        )  # fmt: skip
+
+
+def _takes_grouped_heads(device: str, mask: Tensor | None) -> bool:
+    """Whether the fused kernel takes fewer key heads than query heads; CUDA's: without a mask."""
+    return mask is None or device != "cuda"
+
+
+def _repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """``(rows, heads, length, dim)`` with each head as often as query heads share it."""
+    return x.repeat_interleave(heads // x.shape[1], 1)
+
+
+def _products(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+) -> Tensor:
+    """Attention as two matrix products with the softmax between them in float32 at least.
+
+    The queries of all heads that share a key head are one product.
+    """
+    rows, heads, length, size = query.shape
+    shared, keys = key.shape[1:3]
     if mask is None:
-        rows, columns = query.shape[2], key.shape[2]
-        mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device)
-        mask = mask.tril(columns - rows)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scale / softcap)
-    precision = torch.promote_types(scores.dtype, torch.float32)
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=precision)
-    weights = torch.nn.functional.dropout(weights.to(value.dtype), dropout, training=dropout > 0)
-    return weights @ value
+        mask = torch.ones(length, keys, dtype=torch.bool, device=query.device)
+        mask = mask.tril(keys - length)
+    scale = size**-0.5 if scaling is None else scaling
+    with torch.autocast(query.device.type, enabled=False):
+        folded = query.to(value.dtype).reshape(rows, shared, -1, size)
+        scores = folded @ key.to(value.dtype).transpose(2, 3)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.view(rows, heads, length, keys).masked_fill(~mask, float("-inf"))
+        weights = scores.softmax(-1).to(value.dtype).view(rows, shared, -1, keys)
+        weights = torch.nn.functional.dropout(weights, dropout)
+        return (weights @ value).view(rows, heads, length, size)
 
 
 def _slow_in_reduced(value: Tensor) -> bool:
-    """Whether a reduced format loses time here: short rows on a CPU.
+    """Whether the fused kernel loses time here: short rows in a reduced format on a CPU.
 
     torch 2.13's CPU kernel takes 2.5 to 4.8 times as long in bfloat16 as in float32 for 128 and 40
-    keys, forward and backward, and breaks even at 512 (one thread, AVX512-BF16). The forward pass
-    alone takes as long in either, and a pass without gradients must not differ: the reference's
-    log-probabilities come from one, and the policy's start equal to them.
+    keys, forward and backward, and breaks even at 512 (one thread, AVX512-BF16); plain products in
+    bfloat16 take about half of the float32 kernel's time up to 384 keys. The forward pass alone is
+    no slower fused, but a pass without gradients must not differ: the reference's log-probabilities
+    come from one, and the policy's start equal to them.
     """
     reduced = value.dtype in (torch.bfloat16, torch.float16)
     return reduced and value.device.type == "cpu" and value.shape[2] <= 384

@@ -26,7 +26,7 @@ from stage_lab import (
     largest_difference,
     plain_model,
     token_logps,
-    weight_bytes,
+    weight_hashes,
     weights,
 )
 from torch import Tensor
@@ -264,7 +264,7 @@ def test_ema_weights_not_saved(chain: Chain) -> None:
 def test_training_on_from_the_average(chain: Chain) -> None:
     """harubaru/waifu-diffusion#31: how often one saved changed what was learned."""
     often, never = (train(chain, steps=4, optimizer__ema=0.9, evaluate_every=n) for n in (1, 0))
-    assert weight_bytes(often) == weight_bytes(never)
+    assert weight_hashes(often) == weight_hashes(never)
 
 
 # Evaluation inside the loop
@@ -312,7 +312,7 @@ def test_evaluation_changes_the_training(
         patch.setattr(sft, "mean_nll", lambda *_: float(torch.rand(())))  # it draws, as samplers do
         dropout = {"backbone__adapter__dropout": 0.3, "steps": 4}
         often, never = (train(lora_chain, evaluate_every=n, **dropout) for n in (1, 0))
-    assert weight_bytes(often) == weight_bytes(never)
+    assert weight_hashes(often) == weight_hashes(never)
 
 
 @pytest.mark.conformance(
@@ -372,7 +372,7 @@ def test_early_stopping_keeps_the_wrong_weights(
         patch.setattr(sft, "mean_nll", lambda *_: next(script, 9.0))
         run = train(chain, steps=8, evaluate_every=1, early_stopping=rule)
     assert run.record["updates"] == 4
-    assert weight_bytes(run) == weight_bytes(train(chain, steps=2))
+    assert weight_hashes(run) == weight_hashes(train(chain, steps=2))
 
 
 # Resume
@@ -440,7 +440,7 @@ def sft_stage(chain: Chain, **changes: Any) -> Any:
 def test_data_order_lost_on_resume(chain: Chain, straight: Callable[..., Run]) -> None:
     """verl-project/verl#3457, modelscope/ms-swift#10050: rows seen twice, others never."""
     stage = sft_stage(chain)
-    assert weight_bytes(resumed(chain, stage, {}, 2)) == weight_bytes(straight(chain, stage))
+    assert weight_hashes(resumed(chain, stage, {}, 2)) == weight_hashes(straight(chain, stage))
 
 
 @pytest.mark.conformance(
@@ -453,7 +453,7 @@ def test_data_order_lost_on_resume(chain: Chain, straight: Callable[..., Run]) -
 def test_optimizer_state_lost_on_resume(chain: Chain, straight: Callable[..., Run]) -> None:
     """KempnerInstitute/KempnerForge#115: the moments were dropped without a word."""
     stage = sft_stage(chain)
-    assert weight_bytes(resumed(chain, stage, {}, 3)) == weight_bytes(straight(chain, stage))
+    assert weight_hashes(resumed(chain, stage, {}, 3)) == weight_hashes(straight(chain, stage))
 
 
 @pytest.mark.conformance(
@@ -467,7 +467,7 @@ def test_random_state_lost_on_resume(lora_chain: Chain, straight: Callable[..., 
     """huggingface/transformers#17032: the saved random state was not read."""
     stage = sft_stage(lora_chain, backbone__adapter__dropout=0.3)
     whole = straight(lora_chain, stage)
-    assert weight_bytes(resumed(lora_chain, stage, {}, 3)) == weight_bytes(whole)
+    assert weight_hashes(resumed(lora_chain, stage, {}, 3)) == weight_hashes(whole)
 
 
 @pytest.mark.conformance(
@@ -487,7 +487,7 @@ def test_schedule_begins_again_on_resume(chain: Chain, straight: Callable[..., R
     run, whole = resumed(chain, stage, {}, 3), straight(chain, stage)
     rates = [[row["learning_rate"] for row in r.metrics("train")] for r in (run, whole)]
     assert rates[0] == rates[1]
-    assert weight_bytes(run) == weight_bytes(whole)
+    assert weight_hashes(run) == weight_hashes(whole)
 
 
 @pytest.mark.conformance(
@@ -500,7 +500,7 @@ def test_schedule_begins_again_on_resume(chain: Chain, straight: Callable[..., R
 def test_average_lost_on_resume(chain: Chain, straight: Callable[..., Run]) -> None:
     """m2lines/Samudra#312: after a restart the average began again from the raw weights."""
     stage = sft_stage(chain, optimizer__ema=0.9)
-    assert weight_bytes(resumed(chain, stage, {}, 3)) == weight_bytes(straight(chain, stage))
+    assert weight_hashes(resumed(chain, stage, {}, 3)) == weight_hashes(straight(chain, stage))
 
 
 @pytest.mark.conformance(
@@ -517,7 +517,7 @@ def test_a_step_done_twice(chain: Chain, straight: Callable[..., Run]) -> None:
     run = resumed(chain, stage, {}, 3, saved=False)  # the line of step 3 was written already
     whole = straight(chain, stage)
     assert timeless(run) == timeless(whole)
-    assert weight_bytes(run) == weight_bytes(whole)
+    assert weight_hashes(run) == weight_hashes(whole)
 
 
 @pytest.mark.conformance(
@@ -536,7 +536,7 @@ def test_kl_controller_lost_on_resume(chain: Chain, straight: Callable[..., Run]
     stage, inputs = chain.online("ppo", iterations=3, kl_target=0.5, kl_horizon=20)
     run, whole = resumed(chain, stage, inputs, 4), straight(chain, stage, inputs)
     assert run.summary() == whole.summary()
-    assert weight_bytes(run) == weight_bytes(whole)
+    assert weight_hashes(run) == weight_hashes(whole)
 
 
 @pytest.mark.conformance(
@@ -561,7 +561,7 @@ def test_rollouts_lost_on_resume(chain: Chain, straight: Callable[..., Run]) -> 
         changes = {"updates": 2} if name == "grpo" else {}
         stage, inputs = chain.online(name, iterations=2, **changes)
         run, whole = resumed(chain, stage, inputs, 3), straight(chain, stage, inputs)
-        assert weight_bytes(run) == weight_bytes(whole)
+        assert weight_hashes(run) == weight_hashes(whole)
 
 
 @pytest.mark.conformance(
@@ -580,7 +580,7 @@ def test_a_damaged_checkpoint_is_trusted(lora_chain: Chain, straight: Callable[.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lora_chain.lab.run(stage, {}, run)
-    assert weight_bytes(run) == weight_bytes(straight(lora_chain, stage))
+    assert weight_hashes(run) == weight_hashes(straight(lora_chain, stage))
 
 
 # Adapters, heads and files
@@ -712,7 +712,7 @@ def test_the_same_seed_gives_another_model(lora_chain: Chain) -> None:
     for before in (1, 2):
         torch.manual_seed(before)
         runs.append(train(lora_chain, steps=2))
-    assert weight_bytes(runs[0]) == weight_bytes(runs[1])
+    assert weight_hashes(runs[0]) == weight_hashes(runs[1])
 
 
 # Runs

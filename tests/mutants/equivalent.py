@@ -28,10 +28,6 @@ TWO_WAYS = (
 ONE_SEQUENCE = "checked to hold one sequence: 0 and −1 are the same"
 EXACTLY_ONE = "this branch or index is for exactly one block, where joining and −1 do the same"
 CPU = "every device of the tests is a CPU"
-ZERO_RATE = "dropout with rate 0 drops nothing, training or not"
-ONE_ROUNDING = (
-    "the softmax of a reduced format is computed in float32 and rounded once, here or after"
-)
 SQUARE = "row kind 1: as many keys as queries, and one kind per block"
 EMPTY_LISTS = "both lists are empty"
 LIST_INDEX = "a list of indices selects as its tensor does"
@@ -220,13 +216,11 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
     "models.grouped_attention": {
         SAME_SHAPE: [
             "grouped_attention: query → key (4)",
-            "_attend: key → value",
-            "_attend: query → key (2)",
+            "_attend: query → key (3)",
             "_attend: key → value (2)",
             "_attend: query → key (5)",
-            "_attend: key → value (6)",
-            "_attend: query → key (8)",
-            "_attend: value → key (6)",
+            "_products: key → value",
+            "_products: query → key (2)",
         ],
         ONE_SEQUENCE: [
             "grouped_attention: 0 → -1",
@@ -241,32 +235,8 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
             "grouped_attention: 0 → -1 (8)",
         ],
         TWO_WAYS: [
-            "_attend: always grouped and"
-            " (softcap is not None or (mask is not None and query.is_cuda))",
-            "_attend: grouped and (softcap is not None or (mask is not None and query.is_cuda))"
-            " → grouped or (softcap is not None or (mask is not None and query.is_cuda))",
-            "_attend: grouped and (softcap is not None or (mask is not None and query.is_cuda))"
-            " → softcap is not None or (mask is not None and query.is_cuda)",
-            "_attend: grouped and (softcap is not None or (mask is not None and query.is_cuda))"
-            " → grouped",
-            "_attend: softcap is not None or (mask is not None and query.is_cuda)"
-            " → softcap is not None",
-            "_attend: mask is not None and query.is_cuda → mask is not None or query.is_cuda",
-            "_attend: mask is not None and query.is_cuda → query.is_cuda",
-            "_attend: mask is not None and query.is_cuda → mask is not None",
-            "_attend: mask is not None → mask is None",
-            "_attend: drop grouped = False",
-            "_attend: False → True",
-        ],
-        ONE_ROUNDING: [
-            "_attend: torch.promote_types(scores.dtype, torch.float32) → scores.dtype",
-            "_attend: scores.masked_fill(~mask, float('-inf')).softmax(…) without dtype=precision",
-        ],
-        ZERO_RATE: [
-            "_attend: torch.nn.functional.dropout(…) without training=dropout > 0",
-            "_attend: dropout > 0 → dropout >= 0",
-            "_attend: dropout → 1 (3)",
-            "_attend: 0 → -1",
+            "_attend: grouped and (not _takes_grouped_heads(query.device.type, mask))"
+            " → not _takes_grouped_heads(query.device.type, mask)",
         ],
         ORDER_OF_A_SET: [
             "_slow_in_reduced: (torch.bfloat16, torch.float16) → (torch.float16, torch.bfloat16)",

@@ -18,7 +18,7 @@ import pytest
 from ast_mutants import mutants
 from mutation import code_objects, functions_of
 
-SECONDS = 0.5  # of computing: a check that takes longer, and 20 times its own time, never ends
+SECONDS = (0.5, 2.0)  # of computing: after 20 times its own time, within these, a check never ends
 
 
 class RunsForEver(Exception):
@@ -131,7 +131,8 @@ def first_failure(checks: Iterable[Check], caches: Iterable[Callable[[], None]])
     for check in checks:
         for clear in caches:
             clear()
-        signal.setitimer(signal.ITIMER_PROF, max(SECONDS, 20 * check.seconds))
+        least, most = SECONDS
+        signal.setitimer(signal.ITIMER_PROF, min(max(least, 20 * check.seconds), most))
         try:
             check.run()
         except (Exception, pytest.fail.Exception) as failure:  # a mutant may fail in any way

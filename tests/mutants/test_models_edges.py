@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -342,34 +343,99 @@ def test_blocks_whose_sizes_coincide(softcap, lengths, heads):
     close(found, by_definition(q, k, v, spans, 0.6, softcap))
 
 
+def in_products(q, k, v, scale, softcap=None):
+    """Scores rounded to the values' format, everything up to the weights in float32."""
+    scores = (q.to(v.dtype) @ k.to(v.dtype).transpose(2, 3)).float() * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~seen_by(*scores.shape[2:]), -torch.inf).softmax(-1)
+    return (weights.to(v.dtype) @ v).transpose(1, 2)
+
+
 @pytest.mark.parametrize("length", [5, 384, 385])
-def test_short_rows_are_computed_in_float32_and_long_ones_as_they_are(length):
+def test_short_rows_in_a_reduced_format_are_two_products_and_long_ones_the_fused_kernel(length):
     # queries and keys widened by rotary embeddings, values in bfloat16
     options, _ = plan_of(length)
-    q, k = (normal(1, 1, length, 2, dtype=torch.float32, seed=s) for s in (0, 1))
-    v = normal(1, 1, length, 2, dtype=torch.bfloat16, seed=2)
-    inner = torch.float32 if length <= 384 else torch.bfloat16
-    plain = sdpa(q.to(inner), k.to(inner), v.to(inner), is_causal=True).bfloat16().transpose(1, 2)
+    q, k = (normal(1, 1, length, 4, dtype=torch.float32, seed=s) for s in (0, 1))
+    v = normal(1, 1, length, 4, dtype=torch.bfloat16, seed=2)
+    fused = sdpa(q.bfloat16(), k.bfloat16(), v, is_causal=True).transpose(1, 2)
+    plain = in_products(q, k, v, 0.5) if length <= 384 else fused
+    assert not torch.equal(fused, in_products(q, k, v, 0.5))
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             bits(grouped_attention(NOTHING, q, k, v, None, **options)[0], plain)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_other_formats_keep_theirs(dtype):
+@pytest.mark.parametrize("enabled", [False, True])
+def test_other_formats_keep_theirs(enabled):
     options, _ = plan_of(5)
-    q = normal(1, 1, 5, 4, dtype=dtype)
-    plain = sdpa(*[q.float()] * 3, is_causal=True).to(dtype).transpose(1, 2)
-    bits(grouped_attention(NOTHING, q, q, q, None, **options)[0], plain)
+    q = normal(1, 1, 5, 4, dtype=torch.float32)
+    plain = sdpa(*[q] * 3, is_causal=True).transpose(1, 2)
+    capped = in_products(q, q, q, 0.5, softcap=2.0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        bits(grouped_attention(NOTHING, q, q, q, None, **options)[0], plain)
+        found = grouped_attention(NOTHING, q, q, q, None, softcap=2.0, **options)[0]
+    torch.testing.assert_close(found, capped, rtol=0, atol=1e-6)
+    half = q.half()
+    bits(
+        grouped_attention(NOTHING, half, half, half, None, **options)[0],
+        in_products(half, half, half, 0.5),
+    )
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_padded_rows_of_a_block_are_masked_each_by_itself(heads):
+    spans = spans_of((3, (2, 2)), (4, (2, 2)))  # the second completions: 5 and 6 keys
+    options = {ga.PLAN: attention_plan(spans, "cpu")}
+    assert any(b.rows == 2 and b.mask is not None for b in options[ga.PLAN].blocks)
+    q, k, v = (normal(1, heads, 15, 3, seed=s) for s in range(3))
+    found = grouped_attention(NOTHING, q, k, v, None, scaling=0.6, softcap=2.0, **options)[0]
+    close(found, by_definition(q, k, v, spans, 0.6, 2.0))
+
+
+def test_key_heads_for_kernels_that_want_as_many_as_query_heads():
+    mask = torch.ones(1, 1)
+    taken = [ga._takes_grouped_heads(d, m) for d in ("cpu", "cuda") for m in (None, mask)]
+    assert taken == [True, True, True, False]
+    x = torch.arange(36).reshape(3, 2, 3, 2)  # rows, heads, length, dim
+    repeated = ga._repeat_heads(x, 6)
+    assert repeated.shape == (3, 6, 3, 2)
+    for head in range(6):
+        assert torch.equal(repeated[:, head], x[:, head // 3])
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (4, 4)])
+@pytest.mark.parametrize("takes", [False, True])
+def test_heads_are_repeated_only_where_the_kernel_wants_it(takes, heads):
+    options, spans = plan_of(9)
+    q, k, v = (normal(1, h, 9, 3, seed=s) for s, h in enumerate((heads[0], heads[1], heads[1])))
+    seen = []
+
+    def kernel(query, key, value, **given):
+        seen.append((query.shape[1], key.shape[1], value.shape[1], given["enable_gqa"]))
+        return sdpa(query, key, value, **given)
+
+    def answer(device, mask):
+        assert (device, mask) == ("cpu", None)
+        return takes
+
+    with (
+        mock.patch.object(ga, "scaled_dot_product_attention", kernel),
+        mock.patch.object(ga, "_takes_grouped_heads", answer),
+    ):
+        found = grouped_attention(NOTHING, q, k, v, None, scaling=0.6, **options)[0]
+    close(found, by_definition(q, k, v, spans, 0.6))
+    fewer = takes and heads == (4, 2)
+    assert seen == [(4, 2, 2, True) if fewer else (4, 4, 4, False)]
 
 
 def test_soft_capped_weights_are_float32_until_they_meet_the_values():
     options, _ = plan_of(5)
     q = normal(1, 1, 5, 4, dtype=torch.bfloat16)
-    scores = 2 * torch.tanh(q @ q.transpose(2, 3) * 0.5 / 2)
-    weights = scores.float().masked_fill(~seen_by(5, 5), -torch.inf).softmax(-1)
-    plain = (weights.bfloat16() @ q).transpose(1, 2)
-    bits(grouped_attention(NOTHING, q, q, q, None, scaling=0.5, softcap=2.0, **options)[0], plain)
+    bits(
+        grouped_attention(NOTHING, q, q, q, None, scaling=0.5, softcap=2.0, **options)[0],
+        in_products(q, q, q, 0.5, softcap=2.0),
+    )
 
 
 def test_what_the_flat_layout_cannot_do_is_refused():

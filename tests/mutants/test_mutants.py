@@ -99,7 +99,7 @@ def test_a_mutant_is_planted_and_gone_again(toy):
 
 
 def test_the_score_tells_survivors_from_the_dead(toy, monkeypatch):
-    monkeypatch.setattr("hunt.SECONDS", 0.05)
+    monkeypatch.setattr("hunt.SECONDS", (0.05, 0.05))
     module = toy(
         """
         def countdown(n):

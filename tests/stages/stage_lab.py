@@ -7,6 +7,7 @@ nothing of alignlab's models, batching or sampling is used.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -167,9 +168,10 @@ def weights(run: Run) -> dict[str, Tensor]:
     return {f"{f.name}/{name}": value for f in files for name, value in load_file(f).items()}
 
 
-def weight_bytes(run: Run) -> dict[str, bytes]:
-    """Bytes of the safetensors files of a run's model folder."""
-    return {f.name: f.read_bytes() for f in sorted(run.model_dir.glob("*.safetensors"))}
+def weight_hashes(run: Run) -> dict[str, str]:
+    """Hashes of the safetensors files of a run's model folder (bytes take minutes to show)."""
+    files = sorted(run.model_dir.glob("*.safetensors"))
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from equivalence_cases import METHODS, method
-from stage_lab import Chain, objective, weight_bytes
+from stage_lab import Chain, objective, weight_hashes
 
 from alignlab.engine.state import TrainState
 from alignlab.run import Run, Store
@@ -108,7 +108,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert not run.model_dir.exists()
     chain.lab.run(stage, inputs, run, checkpoint_every_seconds=0)
     whole = straight(name)
-    assert weight_bytes(run) == weight_bytes(whole)
+    assert weight_hashes(run) == weight_hashes(whole)
     assert timeless(run) == timeless(whole)
     same = ("updates", "tokens_trained", "tokens_sampled", "prompts", "completions", "summary")
     for field in same:
@@ -126,7 +126,7 @@ def test_stopping_after_every_step_is_no_different(chain: Chain, straight: Any, 
         with stopping_after(step), pytest.raises(Stopped):
             chain.lab.run(stage, inputs, run, checkpoint_every_seconds=0)
     chain.lab.run(stage, inputs, run)
-    assert weight_bytes(run) == weight_bytes(straight(name))
+    assert weight_hashes(run) == weight_hashes(straight(name))
     assert timeless(run) == timeless(straight(name))
 
 
@@ -157,7 +157,7 @@ def test_every_other_method_goes_on_too(
         with stopping_after(step), pytest.raises(Stopped):
             chain.lab.run(stage, inputs, run, checkpoint_every_seconds=0)
     chain.lab.run(stage, inputs, run)
-    assert weight_bytes(run) == weight_bytes(whole)
+    assert weight_hashes(run) == weight_hashes(whole)
     assert timeless(run) == timeless(whole)
     assert run.record == whole.record
 
@@ -176,7 +176,7 @@ def test_dropout_goes_on_with_the_same_masks(lora_chain: Chain, name: str) -> No
     with stopping_after(3), pytest.raises(Stopped):
         lora_chain.lab.run(stage, inputs, run, checkpoint_every_seconds=0)
     lora_chain.lab.run(stage, inputs, run)
-    assert weight_bytes(run) == weight_bytes(whole)
+    assert weight_hashes(run) == weight_hashes(whole)
 
 
 def test_stopped_after_training_but_before_done(
@@ -194,7 +194,7 @@ def test_stopped_after_training_but_before_done(
         with pytest.raises(Stopped):
             chain.lab.run(stage, inputs, run, checkpoint_every_seconds=0)
     chain.lab.run(stage, inputs, run)
-    assert weight_bytes(run) == weight_bytes(straight("reward"))
+    assert weight_hashes(run) == weight_hashes(straight("reward"))
     assert timeless(run) == timeless(straight("reward"))
 
 
@@ -211,7 +211,7 @@ def model_hashes(store: Path) -> dict[str, str]:
     for run in Store(store).runs():
         assert run.done
         assert run.verify() == []
-        for name, content in weight_bytes(run).items() if run.model_dir.is_dir() else ():
+        for name, content in weight_hashes(run).items() if run.model_dir.is_dir() else ():
             hashes[f"{run.name}/{name}"] = hashlib.sha256(content).hexdigest()
     return hashes
 
