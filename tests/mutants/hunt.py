@@ -132,7 +132,8 @@ def first_failure(checks: Iterable[Check], caches: Iterable[Callable[[], None]])
         for clear in caches:
             clear()
         least, most = SECONDS
-        signal.setitimer(signal.ITIMER_PROF, min(max(least, 20 * check.seconds), most))
+        # Again and again: an exception raised inside a callback or a finalizer is swallowed.
+        signal.setitimer(signal.ITIMER_PROF, min(max(least, 20 * check.seconds), most), 1.0)
         try:
             check.run()
         except (Exception, pytest.fail.Exception) as failure:  # a mutant may fail in any way
