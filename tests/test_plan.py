@@ -26,6 +26,7 @@ READ: list[str] = []  # what fingerprints were computed of
 @dataclass(frozen=True, kw_only=True)
 class Make(Stage):
     kind: ClassVar[str] = "make"
+    version: ClassVar[int] = 1
     data: str
     size: int = 3
 
