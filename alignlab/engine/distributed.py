@@ -95,6 +95,14 @@ class Workers:
         """Return the part of ``items`` that is this process's: every world-th one."""
         return items[self.rank :: self.world]
 
+    def whole(self, mine: Sequence[T]) -> list[T]:
+        """Every process's part of what `share` dealt out, in the order before it was dealt."""
+        parts = self.gather(list(mine))
+        items = [None] * sum(map(len, parts))
+        for rank, part in enumerate(parts):
+            items[rank :: self.world] = part  # type: ignore[assignment]
+        return items  # type: ignore[return-value]
+
     def own(self, run: Run) -> Run:
         """Return ``run`` on the main process; on the others, one that is read and never written."""
         return run if self.is_main else Onlooker(run.path)

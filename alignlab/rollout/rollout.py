@@ -17,7 +17,7 @@ from alignlab.rollout.sampling import Sampling
 if TYPE_CHECKING:
     from alignlab.data.template import Tokenization
 
-__all__ = ["Rollout", "prompt_seed", "sample_rollout"]
+__all__ = ["Rollout", "occurrences", "prompt_seed", "sample_rollout"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +55,19 @@ def sample_rollout(
     n: int,
     seed: int,
     step: int,
+    earlier: Sequence[int] | None = None,
 ) -> Rollout:
     """Sample ``n`` completions of every prompt from the active ``view``.
 
     Completions that ``token_prompts`` already have are ignored. The same (seed, step, prompt)
     gives the same samples in whatever batch and order (see `sampler.sample` on rounding).
+    ``earlier``: how often each prompt came before in the step, where these are only a part of it.
     """
-    seen: Counter[int] = Counter()
-    seeds = []
-    for group in token_prompts:
-        seeds.append(prompt_seed(seed, step, group.row, seen[group.row]))
-        seen[group.row] += 1
+    earlier = occurrences(token_prompts) if earlier is None else earlier
+    seeds = [
+        prompt_seed(seed, step, group.row, before)
+        for group, before in zip(token_prompts, earlier, strict=True)
+    ]
     samples = sample(
         view.model,
         [group.prompt for group in token_prompts],
@@ -97,6 +99,16 @@ def sample_rollout(
             for group, text in zip(groups, prompts, strict=True)
         ),
     )
+
+
+def occurrences(token_prompts: Sequence[TokenGroup]) -> list[int]:
+    """How often each prompt's row came before in the list."""
+    seen: Counter[int] = Counter()
+    found = []
+    for group in token_prompts:
+        found.append(seen[group.row])
+        seen[group.row] += 1
+    return found
 
 
 def prompt_seed(seed: int, step: int, row: int, occurrence: int = 0) -> int:

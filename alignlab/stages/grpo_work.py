@@ -85,7 +85,7 @@ class GRPOWork:
             count=float(count),
             engine=self.engine,
         )
-        if fresh:
+        if fresh and self.engine.workers().is_main:  # all know the same, and one reports it
             metrics = {**rollout_metrics(experience), "zero_std_share": (self.zero_share, 1)}
             micros[0] = replace(micros[0], data=replace(micros[0].data, metrics=metrics))
         return micros
@@ -103,7 +103,7 @@ class GRPOWork:
         """Sample G completions per prompt, score them, take advantages within groups."""
         stage = self.stage
         rows = step_rows(iteration, stage.rollout_batch, len(self.prompts), stage.seed)
-        experience, rollout = collect(
+        experience, _ = collect(
             self.backbone,
             [self.prompts[r] for r in rows],
             self.tokenization,
@@ -115,7 +115,7 @@ class GRPOWork:
             engine=self.engine,
             reference=stage.kl_coef > 0,
         )
-        self.sampled += rollout.tokens
+        self.sampled += int(experience.lengths.sum())
         scores = experience.scores
         if stage.missing_eos_score is not None:
             scores = missing_eos(scores, experience.finished, replace=stage.missing_eos_score)

@@ -57,13 +57,13 @@ class Experience:
         return [c for g in groups for c in range(starts[g], starts[g + 1])]
 
 
-def require_one_process(engine: Engine, kind: str) -> None:
-    """Refuse to sample on several processes, which would need statistics that span them."""
+def require_prompts_for_all(engine: Engine, rollout_batch: int) -> None:
+    """Refuse more processes than there are prompts to sample from."""
     world = engine.workers().world
-    if world > 1:
+    if world > rollout_batch:
         raise ConfigError(
-            f"a {kind} stage runs in one process in this version, not in {world}; start it without"
-            " torchrun, or run several stages side by side with launch=local."
+            f"{world} processes share the {rollout_batch} prompts of an iteration (rollout_batch);"
+            " each needs one."
         )
 
 
@@ -102,11 +102,19 @@ def collect(
     engine: Engine,
     reference: bool,
 ) -> tuple[Experience, Rollout]:
-    """Sample ``completions`` per prompt from the live policy and score them."""
-    from alignlab.rollout.rollout import sample_rollout
+    """Sample ``completions`` per prompt from the live policy and score them.
 
+    Each process does so for its share of the prompts; then all know all rollouts, so that whatever
+    is computed from them is the same everywhere. The second result is this process's share.
+    """
+    from alignlab.rollout.rollout import occurrences, sample_rollout
+
+    workers = engine.workers()
+    mine, earlier = workers.share(prompts), workers.share(occurrences(prompts))
     with backbone.view("policy") as view:
-        rollout = sample_rollout(view, prompts, tokenization, sampling, completions, seed, step)
+        rollout = sample_rollout(
+            view, mine, tokenization, sampling, completions, seed, step, earlier
+        )
     groups = list(rollout.groups)
     ref: list[Tensor] = []
     if reference:
@@ -117,16 +125,32 @@ def collect(
             engine,
             lambda v, b: v.logps(b, temperature=sampling.temperature),
         )
-    return (
-        Experience(
-            groups=groups,
-            scores=scorer(rollout),
-            finished=torch.as_tensor(np.asarray(rollout.finished, dtype=bool).reshape(-1)),
-            old=[torch.from_numpy(np.asarray(x)).float() for x in rollout.logps],
-            reference=ref,
-        ),
-        rollout,
+
+    def everywhere(items: Sequence[Any]) -> list[Any]:
+        """Items of this process's completions → those of all, in the order of the prompts."""
+        per_prompt = [items[i : i + completions] for i in range(0, len(items), completions)]
+        return [item for part in workers.whole(per_prompt) for item in part]
+
+    finished = torch.as_tensor(np.asarray(rollout.finished, dtype=bool).reshape(-1))
+    experience = Experience(
+        groups=workers.whole(groups),
+        scores=torch.tensor(everywhere(scorer(rollout).tolist())),
+        finished=torch.tensor(everywhere(finished.tolist())),
+        old=everywhere([torch.from_numpy(np.asarray(x)).float() for x in rollout.logps]),
+        reference=everywhere(ref),
     )
+    return experience, rollout
+
+
+def shared_outputs(
+    backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine, read: Any
+) -> list[Tensor]:
+    """`token_outputs` of groups that every process knows, the work dealt out among them."""
+    workers = engine.workers()
+    mine = workers.share(groups)
+    pieces = iter(token_outputs(backbone, view, mine, engine, read))
+    parts = [[next(pieces) for _ in group.completions] for group in mine]
+    return [piece for part in workers.whole(parts) for piece in part]
 
 
 def token_outputs(
@@ -165,8 +189,9 @@ def pack_experience(
     count: float,
     engine: Engine,
 ) -> list[Micro]:
-    """Micro-batches over the ``chosen`` groups with the named per-token statistics."""
+    """Make the own micro-batches of the ``chosen`` groups, with the named token statistics."""
     device = engine.workers().device
+    chosen = engine.workers().share(chosen)
     index = {id(experience.groups[g]): g for g in chosen}
     sources = {"old": experience.old, "reference": experience.reference, **experience.tokens}
     micros = []

@@ -82,12 +82,13 @@ class PPO(Stage):
         """Alternate sampling and updates until ``iterations`` are done."""
         from alignlab.data.template import Tokenization
         from alignlab.engine.loop import train
-        from alignlab.stages.online import Scorer, require_one_process
+        from alignlab.stages.online import Scorer, require_prompts_for_all
         from alignlab.stages.ppo_work import PPOWork
         from alignlab.stages.session import finish_training, open_backbone, tokenize
         from alignlab.stages.sft import demonstrations
 
-        require_one_process(engine, self.kind)
+        require_prompts_for_all(engine, self.rollout_batch)
+        run = engine.workers().own(run)
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)

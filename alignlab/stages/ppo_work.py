@@ -26,7 +26,7 @@ from alignlab.stages.online import (
     collect,
     pack_experience,
     rollout_metrics,
-    token_outputs,
+    shared_outputs,
 )
 from alignlab.stages.session import split
 from alignlab.stages.sft import completion_tokens
@@ -98,7 +98,7 @@ class PPOWork:
             count=count,
             engine=self.engine,
         )
-        if fresh:
+        if fresh and self.engine.workers().is_main:  # all know the same, and one reports it
             metrics = {
                 **rollout_metrics(experience),
                 "kl_coef": (kl_coef, 1),
@@ -110,7 +110,7 @@ class PPOWork:
         """Sample, score, shape rewards, estimate advantages; move an adaptive KL coefficient."""
         stage = self.stage
         rows = step_rows(iteration, stage.rollout_batch, len(self.prompts), stage.seed)
-        experience, rollout = collect(
+        experience, _ = collect(
             self.backbone,
             [replace(self.prompts[r]) for r in rows],
             self.tokenization,
@@ -122,8 +122,8 @@ class PPOWork:
             engine=self.engine,
             reference=True,
         )
-        self.sampled += rollout.tokens
-        values = token_outputs(
+        self.sampled += int(experience.lengths.sum())
+        values = shared_outputs(
             self.backbone, "value", experience.groups, self.engine, lambda v, b: v.values(b)
         )
         scores = experience.scores
@@ -171,7 +171,7 @@ class PPOWork:
         ]
         count = completion_tokens(chosen)
         micros = []
-        for part in split(chosen, self.engine.token_budget):
+        for part in split(self.engine.workers().share(chosen), self.engine.token_budget):
             batch = flatten(part).to(self.engine.workers().device)
             data = OnlinePack(batch, "pretraining", count, {})
             micros.append(Micro(view="policy", data=data, tokens=batch.tokens, label="ptx rows"))

@@ -295,7 +295,7 @@ def test_sampling_in_train_mode(lora_chain: Chain) -> None:
 def test_rollouts_scored_with_dropout(lora_chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     """huggingface/trl#3234, #4: log-probs that dropout changes are not reproducible."""
     pairs = []
-    read_values = ppo_work.token_outputs
+    read_values = ppo_work.shared_outputs
 
     def twice(*args: Any, **named: Any) -> Any:
         first, second = read_values(*args, **named), read_values(*args, **named)
@@ -303,7 +303,7 @@ def test_rollouts_scored_with_dropout(lora_chain: Chain, monkeypatch: pytest.Mon
         return first
 
     with monkeypatch.context() as patch:
-        patch.setattr(ppo_work, "token_outputs", twice)
+        patch.setattr(ppo_work, "shared_outputs", twice)
         online(lora_chain, "ppo", iterations=2, backbone__adapter__dropout=0.5)
     assert len(pairs) == 2
     assert all(torch.equal(first, second) for first, second in pairs)
@@ -407,7 +407,7 @@ def test_truncated_sampling_under_a_policy_gradient(chain: Chain) -> None:
     issue="modelscope/ms-swift#5967",
 )
 @catches(
-    "alignlab.rollout.rollout", "group.row, seen[group.row]))", "group.row))"
+    "alignlab.rollout.rollout", "group.row, before)", "group.row)"
 )  # a prompt that comes twice
 @catches(
     "alignlab.rollout.sampler",

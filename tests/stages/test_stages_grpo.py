@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from alignlab.errors import ConfigError
 from alignlab.run import Run
 from alignlab.stages import grpo_work
 from alignlab.stages.grpo_work import GRPOWork
+from alignlab.stages.online import require_prompts_for_all
 
 CONTAINS_P = {
     "_target_": "alignlab.rewards.verifiable.Matches",
@@ -314,3 +316,13 @@ def test_micro_batches_do_not_change_the_weights(chain: Chain) -> None:
     small = chain.lab.run(stage, inputs, token_budget=40)
     large = chain.lab.run(stage, inputs, token_budget=4096)
     assert largest_difference(weights(small), weights(large)) < 1e-5
+
+
+def test_more_processes_than_prompts_are_refused() -> None:
+    class Three:
+        def workers(self) -> SimpleNamespace:
+            return SimpleNamespace(world=3)
+
+    require_prompts_for_all(Three(), 3)
+    with pytest.raises(ConfigError, match="3 processes share the 2 prompts"):
+        require_prompts_for_all(Three(), 2)
