@@ -31,7 +31,7 @@ def test_a_batch_larger_than_the_data_repeats_epochs():
 def test_steps_of():
     assert steps_of(1, 3, 7) == 3  # 7/3 = 2.33
     assert steps_of(3, 3, 7) == 7
-    assert steps_of(0.1, 3, 30) == 1
+    assert steps_of(1.1, 3, 90) == 33  # 1.1 · 90 is 99.00000000000001
 
 
 def test_refuses_an_empty_data_set():
