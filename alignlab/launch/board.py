@@ -71,6 +71,20 @@ class Board:
         levels = list(depth.values())
         return max((levels.count(level) for level in set(levels)), default=0)
 
+    def alone(self) -> set[str]:
+        """Runs to do that no other run to do can be executed beside: each is above or below."""
+        todo = [run for run, node in self.nodes.items() if not node.cached]
+        above = {run: 1 << i for i, run in enumerate(todo)}
+        below = dict(above)
+        for run in todo:
+            for parent in self.nodes[run].parents.values():
+                above[run] |= above.get(parent, 0)
+        for run in reversed(todo):
+            for child in self._children[run]:
+                below[run] |= below.get(child, 0)
+        everything = (1 << len(todo)) - 1
+        return {run for run in todo if above[run] | below[run] == everything}
+
     def results(self) -> list[Outcome]:
         """Outcomes in the plan's order."""
         return [self.outcomes[run] for run in self.nodes if run in self.outcomes]

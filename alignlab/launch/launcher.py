@@ -12,12 +12,12 @@ from alignlab.errors import ConfigError
 from alignlab.launch.board import Board
 from alignlab.launch.inprocess import run_here
 from alignlab.launch.local import COMMAND, THREAD_VARIABLES, Pool
-from alignlab.launch.task import Outcome, Place, usable_cores
+from alignlab.launch.task import Outcome, Place, Task, usable_cores
 from alignlab.run import Store
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
-    from alignlab.plan import Plan
+    from alignlab.plan import Node, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +63,19 @@ class Launch:
             return run_here(plan, place, logs, note, settled)
         gpus = [] if place.engine.get("device") == "cpu" else visible_gpus()
         jobs = self.width(plan, len(gpus), usable_cores())
-        threads = place.engine.get("threads") or max(1, usable_cores() // jobs)
-        place = replace(place, engine={**place.engine, "threads": threads})
+        stated, cores = place.engine.get("threads"), usable_cores()
+        threads = stated or max(1, cores // jobs)
+        alone = Board(plan).alone()
+
+        def task_of(node: Node) -> Task:
+            given = stated or (cores if node.run in alone else threads)
+            return Task.of(node, replace(place, engine={**place.engine, "threads": given}))
 
         def variables(slot: int) -> Mapping[str, str]:
             shared = dict.fromkeys(THREAD_VARIABLES, str(threads))
             return {**shared, "CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else shared
 
-        return Pool(plan, place, jobs, variables, logs, note, settled, command).run()
+        return Pool(plan, task_of, jobs, variables, logs, note, settled, command).run()
 
 
 def visible_gpus() -> list[str]:

@@ -1,5 +1,7 @@
 """Execute a plan in several worker processes of this machine, its cores divided between them.
 
+A stage that no other stage can ever run beside gets all cores.
+
 Workers stay alive and take one stage after another, because importing torch and transformers costs
 seconds that a small study would pay per stage.
 """
@@ -22,11 +24,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from alignlab.errors import Interrupted
 from alignlab.launch.board import Board
-from alignlab.launch.task import Outcome, Place, Task
+from alignlab.launch.task import Outcome, Task
 from alignlab.launch.worker import CONTROL
 
 if TYPE_CHECKING:
-    from alignlab.plan import Plan
+    from alignlab.plan import Node, Plan
 
 COMMAND = (sys.executable, "-m", "alignlab.launch.worker")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -118,7 +120,7 @@ class Pool:
     def __init__(
         self,
         plan: Plan,
-        place: Place,
+        task_of: Callable[[Node], Task],
         jobs: int,
         variables: Callable[[int], Mapping[str, str]],
         logs: Path,
@@ -127,7 +129,7 @@ class Pool:
         command: Sequence[str] = COMMAND,
     ) -> None:
         self.board = Board(plan)
-        self.place, self.logs, self.note, self.settled = place, logs, note, settled
+        self.task_of, self.logs, self.note, self.settled = task_of, logs, note, settled
         self.slots: list[Child | None] = [None] * jobs
         self._command, self._variables = command, variables
         self._events: queue.SimpleQueue[_EVENT] = queue.SimpleQueue()
@@ -165,7 +167,7 @@ class Pool:
                     )
                 self.board.start(node.run)
                 try:
-                    child.give(Task.of(node, self.place))
+                    child.give(self.task_of(node))
                 except BrokenPipeError:
                     continue  # it died while idle; its end is in the queue, as that of its task
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import measure
 from cases import Case
-from peer import clock, load_model, tokenizer_of, torch_dtype
+from peer_setup import clock, load_model, tokenizer_of, torch_dtype
 
 EPOCHS, MINIBATCHES = 2, 2  # as in ours.py
 

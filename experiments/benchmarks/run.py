@@ -11,13 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,8 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 import table  # noqa: E402 (after the path)
 import tuning  # noqa: E402
 from cases import EXTRA, WORKS, Case, load, size_of  # noqa: E402
+from lab import SIDES, Lab, rate  # noqa: E402
+from parity import strict_parity, timed_parity  # noqa: E402
 
 UNITS = {
     "reward_k4": "comparisons/s",
@@ -39,205 +38,7 @@ UNITS = {
     "sampling": "sampled tokens/s",
     "ppo": "episodes/s",
 }
-SIDES = ("ours", "trl_tuned", "trl_default")
-STRICT, LOOSE = 1e-4, 2e-2  # tolerance of a loss in float32; of a run's mean loss in bfloat16
-GROSS = 1e-1  # of a single update where a side computes in bfloat16
-NORMS = 1e-3  # relative tolerance of gradient norms in float32
 NOT_HERE = "study"
-
-
-@dataclass(frozen=True)
-class Lab:
-    """Where this run works, and with how much."""
-
-    scratch: Path
-    threads: int
-    trl19: str | None
-    memory: int  # bytes that a process may allocate: a candidate that needs more fails by itself
-    quiet: bool
-
-    def run(
-        self,
-        folder: Path,
-        side: str,
-        options: tuning.Options,
-        *,
-        mode: str = "time",
-        updates: int | None = None,
-        dtype: str = "auto",
-    ) -> dict[str, Any]:
-        """One fresh process; its answer, with the seconds from start to exit."""
-        job = {
-            "case": str(folder),
-            "side": side,
-            "mode": mode,
-            "options": options,
-            "updates": updates,
-            "dtype": dtype,
-            "threads": self.threads,
-        }
-        program = "ours.py" if side == "ours" else "peer.py"
-        python = sys.executable
-        if side != "ours" and folder.name.startswith("ppo-"):
-            python = self.trl19 or python
-        return self.process([python, str(HERE / program)], job, f"{folder.name} {side} {mode}")
-
-    def process(self, command: Sequence[str], job: Mapping[str, Any], name: str) -> dict[str, Any]:
-        """Run ``command JOB ANSWER``; a failure is an answer with ``failed``."""
-        jobs = self.scratch / "jobs"
-        jobs.mkdir(parents=True, exist_ok=True)
-        asked = jobs / f"{os.getpid()}-job.json"
-        answer = jobs / f"{os.getpid()}-answer.json"
-        asked.write_text(json.dumps(job), encoding="utf-8")
-        answer.unlink(missing_ok=True)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT)]),
-            "OMP_NUM_THREADS": str(self.threads),
-            "MKL_NUM_THREADS": str(self.threads),
-            "HF_HUB_OFFLINE": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "TRL_EXPERIMENTAL_SILENCE": "1",
-            "WANDB_MODE": "disabled",
-            "TOKENIZERS_PARALLELISM": "false",
-            "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu"),
-        }
-        began = time.perf_counter()
-        done = subprocess.run(
-            [*command, str(asked), str(answer)],
-            env=environment,
-            preexec_fn=self.limit,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        seconds = time.perf_counter() - began
-        log = jobs / f"{name.replace(' ', '-')}.log"
-        log.write_text(done.stdout + done.stderr, encoding="utf-8")
-        if done.returncode or not answer.is_file():
-            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-            self.say(f"  {name}: FAILED ({last}); see {log}")
-            return {"failed": last}
-        found = {**json.loads(answer.read_text(encoding="utf-8")), "process_seconds": seconds}
-        rate = found["items"] / found["seconds"] if found.get("seconds") else None
-        self.say(
-            f"  {name} {json.dumps(job.get('options', {}))}: {seconds:.1f} s"
-            + (f", {rate:.3g} per second" if rate else "")
-        )
-        return found
-
-    def limit(self) -> None:
-        """Before a process starts: no more memory than there is, so that nothing else is killed."""
-        if sys.platform == "linux":
-            resource.setrlimit(resource.RLIMIT_DATA, (self.memory, self.memory))
-
-    def say(self, line: str) -> None:
-        """Progress for a person."""
-        if not self.quiet:
-            print(line, flush=True)
-
-
-def rate(answer: Mapping[str, Any]) -> float | None:
-    """Items per second over the updates after the first."""
-    if answer.get("failed") or not answer.get("seconds"):
-        return None
-    return answer["items"] / answer["seconds"]
-
-
-def gap(a: Sequence[float], b: Sequence[float], least: float = 1.0) -> float | None:
-    """Largest difference of two lists of numbers, relative to those above ``least``.
-
-    None where there is nothing to compare.
-    """
-    gaps = [abs(x - y) / max(least, abs(y)) for x, y in zip(a, b, strict=False)]
-    return max(gaps) if gaps else None
-
-
-def strict_parity(lab: Lab, folder: Path, case: Case, options: tuning.Options) -> dict[str, Any]:
-    """Both sides in float32 on the same updates: what the claim of equality rests on."""
-    base = {"dtype": "float32", "tolerance": STRICT}
-    packed = options.get("packing") in ("bfd", "bfd_split")
-    plain = {**options, "packing": None, "rows": options.get("rows") or 4} if packed else options
-    ours = lab.run(folder, "ours", {}, mode="parity", dtype="float32")
-    theirs = lab.run(folder, "trl_tuned", plain, mode="parity")
-    if failed := ours.get("failed") or theirs.get("failed"):
-        return {**base, "passed": False, "what": "a side failed", "error": failed}
-    if case.work == "sampling":
-        same = [a == b for a, b in zip(ours["sampled_ids"], theirs["sampled_ids"], strict=True)]
-        return {
-            "dtype": "float32",
-            "what": "greedy completions that differ, of all",
-            "largest": len(same) - sum(same),
-            "tolerance": 0,
-            "compared": len(same),
-            "tokens": sum(map(len, ours["sampled_ids"])),
-            "passed": all(same),
-        }
-    largest = gap(ours["losses"], theirs["losses"])
-    what = f"loss of each of {len(ours['losses'])} updates"
-    if case.work == "ppo":
-        what = "log-probs, values and scores of given completions, each number"
-    elif case.work == "grpo":
-        what = "loss of one update on given completions, advantages and old log-probs"
-    found = {**base, "what": what, "largest": largest}
-    found["losses"] = {"ours": ours["losses"][:8], "trl": theirs["losses"][:8]}
-    if len(ours["losses"]) != len(theirs["losses"]):
-        return {**found, "passed": False, "what": "the sides give different numbers of losses"}
-    norms = gap(ours["gradient_norms"], theirs["gradient_norms"], least=1e-6)
-    if norms is not None:
-        found |= {"largest_gradient_norm": norms, "tolerance_gradient_norm": NORMS}
-        if norms > NORMS:
-            return {**found, "passed": False}
-    if packed:
-        found |= epoch_parity(lab, folder, options)
-        epoch = found["largest_epoch"]
-        largest = None if epoch is None or largest is None else max(largest, epoch)
-        found["largest"] = largest
-    return {**found, "passed": largest is not None and largest <= STRICT}
-
-
-def epoch_parity(lab: Lab, folder: Path, options: tuning.Options) -> dict[str, Any]:
-    """SFT with packing: mean loss per token of the epoch, weights unmoved, must be the same."""
-    still = {"learning_rate": 1e-12}
-    ours = lab.run(folder, "ours", still, mode="parity", dtype="float32")
-    theirs = lab.run(folder, "trl_tuned", {**options, **still}, mode="parity")
-    if ours.get("failed") or theirs.get("failed"):
-        return {"largest_epoch": None}
-    weighted = sum(x * n for x, n in zip(ours["losses"], ours["items_per_update"], strict=True))
-    mean = weighted / sum(ours["items_per_update"])
-    return {
-        "largest_epoch": abs(mean - theirs["epoch_loss"]),
-        "epoch": "mean loss per token of the epoch, at a learning rate of 1e-12 (packed)",
-    }
-
-
-def timed_parity(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Losses of the timed runs themselves, each side in the number format it was timed in.
-
-    In bfloat16 a completion's log-prob is off by tenths of a nat, on both sides and at random; the
-    mean over the updates has to agree, a single update only roughly.
-    """
-    found: dict[str, Any] = {}
-    for side in SIDES[1:]:
-        pairs = [
-            (ours["losses"], theirs["losses"])
-            for ours, theirs in zip(runs["ours"], runs.get(side, ()), strict=False)
-            if ours.get("losses") and theirs.get("losses")
-            if len(ours["losses"]) == len(theirs["losses"])
-            if theirs.get("same_rows_per_update", True)
-        ]
-        if not pairs:
-            continue
-        largest = max(gap(a, b) or 0.0 for a, b in pairs)
-        mean = max(gap([statistics.mean(a)], [statistics.mean(b)]) or 0.0 for a, b in pairs)
-        found[side] = {
-            "mean": mean,
-            "tolerance": LOOSE,
-            "largest": largest,
-            "tolerance_largest": GROSS,
-            "passed": mean <= LOOSE and largest <= GROSS,
-        }
-    return found
 
 
 def measure(args: argparse.Namespace, lab: Lab, work: str, earlier: Mapping[str, Any]) -> Any:
@@ -282,7 +83,7 @@ def make_case(args: argparse.Namespace, lab: Lab, work: str, *, parity: bool = F
         "size": {**vars(size), "batch": batch, "updates": updates},
         "seed": args.seed,
     }
-    made = lab.process([sys.executable, str(HERE / "cases.py")], job, f"{work} case")
+    made = lab.process([sys.executable, str(HERE / "make_case.py")], job, f"{work} case")
     if failed := made.get("failed"):
         raise SystemExit(f"{work}: the case could not be made: {failed}")
     return Path(made["folder"])

@@ -75,8 +75,9 @@ def test_quick_run_of_one_work(tmp_path):
 def test_words_give_back_the_ids(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     import cases
+    import make_case
 
-    tokenizer = cases.word_tokenizer(40, eos=2, pad=5)
+    tokenizer = make_case.word_tokenizer(40, eos=2, pad=5)
     ids = [7, 39, 12, 2, 22, 2]
     text = cases.words(ids, 2)
     assert text == "t7 t39 t12 <eos> t22 <eos>"
@@ -91,10 +92,10 @@ def test_words_give_back_the_ids(monkeypatch):
 )
 def test_parity_of_timed_runs(monkeypatch, theirs, passed):
     monkeypatch.syspath_prepend(str(FOLDER))
-    import run
+    import parity
 
     runs = {"ours": [{"losses": [0.5, 0.4]}], "trl_tuned": [{"losses": theirs}]}
-    found = run.timed_parity(runs)["trl_tuned"]
+    found = parity.timed_parity(runs)["trl_tuned"]
     assert found["passed"] is passed
     assert found["mean"] == pytest.approx(abs(sum(theirs) - 0.9) / 2)
 

@@ -102,6 +102,23 @@ def test_one_worker_executes_many_stages_and_divides_the_cores(lab: Lab) -> None
     assert len({run.record["pid"] for run in lab.store.runs()}) <= 2
 
 
+def test_a_stage_that_nothing_can_run_beside_gets_all_cores(lab: Lab, monkeypatch) -> None:
+    monkeypatch.setattr("alignlab.launch.launcher.usable_cores", lambda: 4)
+    plan = lab.plan({**DIAMOND, "e": toy(5, left="d")})
+    assert {plan.nodes[run].name for run in Board(plan).alone()} == {"a", "d", "e"}
+    lab.execute(plan, "local", 2)
+    threads = {run.record["name"]: run.record["engine_threads"] for run in lab.store.runs()}
+    assert threads == {"a": 4, "b": 2, "c": 2, "d": 4, "e": 4}
+
+
+def test_what_is_done_does_not_take_cores(lab: Lab) -> None:
+    lab.execute(lab.plan({name: DIAMOND[name] for name in "ab"}), "inprocess")
+    plan = lab.plan({**DIAMOND, "e": toy(5, left="a")})
+    assert {plan.nodes[run].name for run in Board(plan).alone()} == set()  # c, d beside e
+    plan = lab.plan(DIAMOND)
+    assert {plan.nodes[run].name for run in Board(plan).alone()} == {"c", "d"}
+
+
 @pytest.mark.slow
 def test_stages_run_side_by_side(lab: Lab) -> None:
     plan = lab.plan({"a": toy(1, pause=2.5), "b": toy(2, pause=2.5)})
