@@ -6,10 +6,11 @@ The vocabulary of :mod:`alignlab.typed`, which converts values by it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self, Union, runtime_checkable
@@ -69,7 +70,8 @@ class Unresolved:
     text: str
 
 
-def hints(owner: type | Callable[..., Any]) -> dict[str, Any]:
+@functools.cache
+def hints(owner: type | Callable[..., Any]) -> Mapping[str, Any]:
     """Resolve the annotations of a class or function, as far as its module's names allow."""
     # One by one, because one name that cannot be resolved must not hide the others.
     found: dict[str, Any] = {}
@@ -81,7 +83,13 @@ def hints(owner: type | Callable[..., Any]) -> dict[str, Any]:
                 found |= typing.get_type_hints(single, names, include_extras=True)
             except NameError:
                 found[name] = Unresolved(annotation)
-    return found
+    return types.MappingProxyType(found)
+
+
+@functools.cache
+def reads_itself(cls: Hashable) -> bool:
+    """Whether values of ``cls`` have the two methods of `Parsed` (asking the protocol is slow)."""
+    return isinstance(cls, type) and issubclass(cls, Parsed)
 
 
 def expressible(annotation: Any) -> bool:
@@ -106,7 +114,7 @@ def _is_config_class(annotation: Any) -> bool:
     """Whether a mapping can hold the class: Parsed, or a dataclass of expressible fields."""
     if not isinstance(annotation, type):
         return False
-    if issubclass(annotation, Parsed):
+    if reads_itself(annotation):
         return True
     if not dataclasses.is_dataclass(annotation):
         return False

@@ -6,7 +6,6 @@ composition. Every refusal is a :class:`ConfigError` with the full path of the k
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError, did_you_mean
+from alignlab.reading import Reading, plain
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -50,12 +50,11 @@ def compose_all(jobs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: as :func:`compose`.
     """
-    shared: dict[tuple[str, ...], DictConfig] = {}
     with _hydra():
-        return [
-            _compose_one(job) if len(jobs) == 1 else _compose_shared(job, shared)
-            for job in map(_with_data_file, jobs)
-        ]
+        if len(jobs) == 1:
+            return [_compose_one(_with_data_file(jobs[0]))]
+        sweep = _Sweep(_groups())
+        return [sweep.compose(_with_data_file(job)) for job in jobs]
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
@@ -89,36 +88,38 @@ def _with_data_file(overrides: Sequence[str]) -> list[str]:
 
 
 def _compose_one(overrides: Sequence[str]) -> dict[str, Any]:
-    named = _plain(_load(overrides))
+    named = plain(_load(overrides))
     _check_added(named, overrides)
     return named
 
 
-def _compose_shared(
-    overrides: Sequence[str], shared: dict[tuple[str, ...], DictConfig]
-) -> dict[str, Any]:
-    """Compose one job of a sweep: read its files once for all jobs, then set its values.
+class _Sweep:
+    """Composes many jobs; the files that several of them choose are read once."""
 
-    Reading is nearly all of a composition's time, and Hydra itself sets plain values after it.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    def __init__(self, groups: set[str]) -> None:
+        self._groups = groups
+        self._readings: dict[tuple[str, ...], Reading] = {}
+        self._values: dict[str, tuple[str, Any] | None] = {}
 
-    groups = _groups()
-    values = [p for p in _parse(overrides) if _sets_a_value(p, groups)]
-    lines = {p.input_line for p in values}
-    rest = tuple(o for o in overrides if o not in lines)
-    if any(o.startswith(("+", "~")) for o in rest):
-        return _compose_one(overrides)  # here the order of all overrides can matter
-    if rest not in shared:
-        shared[rest] = _load(rest)
-    config = copy.deepcopy(shared[rest])
-    try:
-        for parsed in values:
-            OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=True)
-    except OmegaConfBaseException:
-        return _compose_one(overrides)  # which says what is wrong
-    return _plain(config)
+    def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Compose one job."""
+        values = {o: v for o in overrides if (v := self._value(o)) is not None}
+        rest = tuple(o for o in overrides if o not in values)
+        if any(o.startswith(("+", "~")) for o in rest):
+            return _compose_one(overrides)  # here the order of all overrides can matter
+        if rest not in self._readings:
+            self._readings[rest] = Reading(_load(rest))
+        found = self._readings[rest].with_values(list(values.values()))
+        return _compose_one(overrides) if found is None else found
+
+    def _value(self, override: str) -> tuple[str, Any] | None:
+        """Key and value of an override that sets a value, None for one that chooses files."""
+        if override not in self._values:
+            [parsed] = _parse([override])
+            sets = _sets_a_value(parsed, self._groups)
+            found = (str(parsed.key_or_group), parsed.value()) if sets else None
+            self._values[override] = found
+        return self._values[override]
 
 
 def _sets_a_value(parsed: Override, groups: set[str]) -> bool:
@@ -137,29 +138,14 @@ def _load(overrides: Sequence[str]) -> DictConfig:
         raise _explained(error, overrides) from None
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        plain = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        where = getattr(error, "full_key", None) or "the configuration"
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{where}: {reason}.") from None
-    if not isinstance(plain, dict):
-        raise ConfigError(f"{ROOT_CONFIG}.yaml must hold a mapping at the top.")
-    return {str(key): value for key, value in plain.items()}
-
-
-def _check_added(plain: Mapping[str, Any], overrides: Sequence[str]) -> None:
+def _check_added(named: Mapping[str, Any], overrides: Sequence[str]) -> None:
     # `+key=` may add any key. Below the top the typed stages refuse what they do not know, but
     # nothing reads an unknown key at the top: it would be accepted and change nothing.
     known = {*_groups(), "stages"}
-    tops = {_top(o): o for o in overrides if o.startswith("+") and _top(o) in plain}
+    tops = {_top(o): o for o in overrides if o.startswith("+") and _top(o) in named}
     if not set(tops) - known:
         return
-    known |= set(_plain(_load([o for o in overrides if _top(o) not in tops])))
+    known |= set(plain(_load([o for o in overrides if _top(o) not in tops])))
     for key, culprit in tops.items():
         if key not in known:
             raise ConfigError(

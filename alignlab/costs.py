@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 RECORDS = 200  # newest finished runs that are looked at
 LIKE = 4.0  # models within this factor in size count as alike
-EFFICIENCY = (
-    0.25  # of a plain matrix product, what training on a CPU reaches before any run is known
-)
+EFFICIENCY = 0.25  # of a plain matrix product, what training reaches before any run is known
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,17 @@ def _alike(left: int, right: int) -> bool:
 
 
 def matrix_rate() -> float:
-    """FLOP/s of an fp32 matrix product with NumPy on this machine, best of three (about 30 ms)."""
+    """FLOP/s of an fp32 matrix product with NumPy on this machine.
+
+    The best of many short ones: beside other work a product on several threads waits for the one
+    whose core is taken, and is then tens of times slower.
+    """
     import numpy as np
 
     size = 384
     a = np.ones((size, size), np.float32)
     best = math.inf
-    for _ in range(3):
+    for _ in range(30):
         start = time.perf_counter()
         a @ a
         best = min(best, time.perf_counter() - start)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from alignlab import typed
 from alignlab.costs import Rates
-from alignlab.errors import ConfigError, DataError, did_you_mean
+from alignlab.errors import ConfigError, DataError
+from alignlab.graph import ordered
 from alignlab.run import content_key
 from alignlab.spec import locate
 from alignlab.stages.stage import Stage
@@ -124,7 +125,10 @@ def stage_key(stage: Stage, data: str, parents: Mapping[str, str]) -> str:
     ``data`` is the fingerprint of what it reads by itself, ``parents`` the run names of its inputs
     by role. Only fields that the class declares as ``unkeyed`` stay out.
     """
-    fields = typed.to_mapping(stage)
+    return _key(stage, typed.to_mapping(stage), data, parents)
+
+
+def _key(stage: Stage, fields: Mapping[str, Any], data: str, parents: Mapping[str, str]) -> str:
     return content_key(
         {
             "stage": target_of(stage),
@@ -142,15 +146,24 @@ class _Built:
 
     stage: Stage
     data: str  # fingerprint of the data that it reads
-    config: Mapping[str, Any]
+    fields: Mapping[str, Any]  # of the stage, as plain data
+    text: str  # its name and configuration but for the seed, on which no data and no cost depends
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What a worker builds the stage from."""
+        return {"_target_": target_of(self.stage), **self.fields}
 
 
 @dataclass
 class _Planner:
     store: Store
     nodes: dict[str, Node] = field(default_factory=dict)
-    built: dict[str, _Built] = field(default_factory=dict)
+    built: dict[tuple[str, Any], _Built] = field(default_factory=dict)  # by text and seed
+    seedless: dict[str, _Built] = field(default_factory=dict)  # by text: the first seed's
     fingerprints: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)  # by run name
+    estimates: dict[tuple[str, ...], Estimate] = field(default_factory=dict)
     rates: Rates | None = None
 
     def add(self, config: Mapping[str, Any]) -> dict[str, str]:
@@ -162,22 +175,33 @@ class _Planner:
                 "pipeline=preference."
             )
         built = {name: self._build(name, node) for name, node in stated.items()}
-        order = _ordered({name: b.stage for name, b in built.items()})
+        order = ordered({name: b.stage for name, b in built.items()})
         runs: dict[str, str] = {}
         for name in order:
             runs[name] = self._node(name, built[name], runs)
         return {name: runs[name] for name in stated}
 
     def _build(self, name: str, node: Any) -> _Built:
-        # A sweep of a hundred jobs states most of its stages a hundred times: check each text once.
+        # A sweep of thousands of jobs states most of its stages many times, and the others often
+        # with another seed only: each text is checked once.
         path = f"stages.{name}"
-        text = name + json.dumps(node, sort_keys=True, default=str)
-        if text not in self.built:
+        seed = node.get("seed") if isinstance(node, Mapping) else None
+        rest = {k: v for k, v in node.items() if k != "seed"} if isinstance(node, Mapping) else node
+        text = name + json.dumps(rest, sort_keys=True, default=str)
+        key = (text, seed if type(seed) is int else repr(seed))
+        if key in self.built:
+            return self.built[key]
+        known = self.seedless.get(text)
+        if known is not None and type(seed) is int:
+            stage = replace(known.stage, seed=seed)
+            found = replace(known, stage=stage, fields={**known.fields, "seed": seed})
+        else:
             stage = build_stage(node, path)
-            mapping = typed.to_mapping(stage)
-            data = self._fingerprint(stage, mapping, path)
-            self.built[text] = _Built(stage, data, {"_target_": target_of(stage), **mapping})
-        return self.built[text]
+            fields = typed.to_mapping(stage)
+            found = _Built(stage, self._fingerprint(stage, fields, path), fields, text)
+            self.seedless[text] = found
+        self.built[key] = found
+        return found
 
     def _fingerprint(self, stage: Stage, mapping: Mapping[str, Any], path: str) -> str:
         # Reading data is the slow part of a plan. Data do not depend on the seed, so the stages of
@@ -193,13 +217,11 @@ class _Planner:
     def _node(self, name: str, built: _Built, runs: Mapping[str, str]) -> str:
         stage = built.stage
         parents = {role: runs[source] for role, source in sorted(stage.inputs.items())}
-        key = stage_key(stage, built.data, parents)
+        key = _key(stage, built.fields, built.data, parents)
         run = f"{stage.kind}-{key}"
         if run not in self.nodes:
-            inputs = {role: self.nodes[parent].name for role, parent in parents.items()}
-            with _located(f"stages.{name}"):
-                known = {role: self.nodes[parent].stage for role, parent in parents.items()}
-                estimate = stage.estimate(self.store.cache, known)
+            self.texts[run] = built.text
+            estimate = self._estimate(name, built, parents)
             if self.rates is None:
                 self.rates = Rates.of(self.store)
             self.nodes[run] = Node(
@@ -207,13 +229,21 @@ class _Planner:
                 stage=stage,
                 config=built.config,
                 key=key,
-                inputs=inputs,
+                inputs={role: self.nodes[parent].name for role, parent in parents.items()},
                 parents=parents,
                 cached=self.store.run(stage.kind, key).done,
                 estimate=estimate,
                 seconds=self.rates.seconds(stage.kind, estimate),
             )
         return run
+
+    def _estimate(self, name: str, built: _Built, parents: Mapping[str, str]) -> Estimate:
+        key = (built.text, *(self.texts[parent] for parent in parents.values()))
+        if key not in self.estimates:
+            known = {role: self.nodes[parent].stage for role, parent in parents.items()}
+            with _located(f"stages.{name}"):
+                self.estimates[key] = built.stage.estimate(self.store.cache, known)
+        return self.estimates[key]
 
 
 @contextmanager
@@ -236,46 +266,3 @@ def build_stage(node: Any, path: str) -> Stage:
     if not (isinstance(found, type) and issubclass(found, Stage)):
         raise ConfigError(f"{path}._target_: {node['_target_']} is not a stage.")
     return typed.build(found, node, path)
-
-
-def _ordered(stages: Mapping[str, Stage]) -> list[str]:
-    """Names with inputs before the stages that read them; check every edge."""
-    for name, stage in stages.items():
-        for role, source in stage.inputs.items():
-            _check_edge(name, role, source, stages)
-    order: list[str] = []
-    waiting = dict(stages)
-    while waiting:
-        ready = [n for n, s in waiting.items() if not set(s.inputs.values()) & set(waiting)]
-        if not ready:
-            raise ConfigError(f"stages: the inputs go in a circle: {_cycle(waiting)}.")
-        order.extend(ready)
-        for name in ready:
-            del waiting[name]
-    return order
-
-
-def _check_edge(name: str, role: str, source: str, stages: Mapping[str, Stage]) -> None:
-    path = f"stages.{name}.inputs.{role}"
-    if source not in stages:
-        known = ", ".join(stages)
-        raise ConfigError(
-            f"{path}: there is no stage named '{source}' (stages: {known})."
-            f"{did_you_mean(source, stages)}"
-        )
-    kinds = stages[name].roles[role].kinds
-    kind = stages[source].kind
-    if kind not in kinds:
-        raise ConfigError(
-            f"{path}: '{source}' is of kind {kind}, and the role '{role}' of a "
-            f"{stages[name].kind} stage takes {' or '.join(kinds)}."
-        )
-
-
-def _cycle(waiting: Mapping[str, Stage]) -> str:
-    name = next(iter(waiting))
-    path: list[str] = []
-    while name not in path:
-        path.append(name)
-        name = next(s for s in waiting[name].inputs.values() if s in waiting)
-    return " → ".join([*path[path.index(name) :], name])

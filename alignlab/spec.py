@@ -217,7 +217,7 @@ def _parameters(found: Callable[..., Any]) -> dict[str, Parameter]:
     return {name: p for name, p in listed.items() if p.kind not in variadic}
 
 
-def _resolved(found: Callable[..., Any]) -> dict[str, Any]:
+def _resolved(found: Callable[..., Any]) -> Mapping[str, Any]:
     return hints(found.__init__ if isinstance(found, type) else found)  # type: ignore[misc]
 
 

@@ -27,7 +27,16 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-from alignlab.annotations import Parsed, Range, described, expressible, hints, join, shown
+from alignlab.annotations import (
+    Parsed,
+    Range,
+    described,
+    expressible,
+    hints,
+    join,
+    reads_itself,
+    shown,
+)
 from alignlab.errors import ConfigError, did_you_mean
 
 __all__ = ["Problems", "Range", "build", "convert", "described", "expressible", "to_mapping"]
@@ -78,7 +87,9 @@ def to_mapping(obj: Any) -> Any:
     text, and numbers that are not finite the text ``"nan"``, ``"inf"`` or ``"-inf"``.
     Raises TypeError for anything else.
     """
-    if isinstance(obj, Parsed) and not isinstance(obj, type):
+    if obj is None or type(obj) in (bool, int, str):
+        return obj
+    if not isinstance(obj, type) and reads_itself(obj.__class__):
         return to_mapping(obj.to_node())
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         return {f.name: to_mapping(getattr(obj, f.name)) for f in dataclasses.fields(obj) if f.init}
@@ -94,7 +105,7 @@ def to_mapping(obj: Any) -> Any:
         return obj.as_posix()
     if isinstance(obj, float):
         return float(obj) if math.isfinite(obj) else str(float(obj))
-    if obj is None or isinstance(obj, (bool, int, str)):
+    if isinstance(obj, (bool, int, str)):
         return obj
     raise TypeError(f"a {type(obj).__name__} cannot be written as configuration: {obj!r}")
 
@@ -168,7 +179,7 @@ def _convert(annotation: Any, value: Any, path: str, problems: list[str]) -> Any
         return _mapping(annotation, value, path, problems)
     if annotation in _SCALARS:
         return _scalar(annotation, value, path, problems)
-    if isinstance(annotation, type) and issubclass(annotation, Parsed):
+    if reads_itself(annotation):
         return _parsed(annotation, value, path, problems)
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return _dataclass(annotation, value, path, problems)

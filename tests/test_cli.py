@@ -72,6 +72,37 @@ def test_no_module_of_the_door_imports_torch(module: str) -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=sentiment_demo"],
+        ["-m", "pipeline=preference", "objective=glob(*)"],
+        ["pipeline=compare"],
+    ],
+    ids=["demo", "every objective", "compare"],
+)
+def test_plan_imports_no_torch_and_takes_under_two_seconds(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    code = f"""
+import sys
+from alignlab.cli import main
+assert main(["plan", *{overrides!r}]) == 0
+print([name for name in ("torch", "transformers", "wandb") if name in sys.modules])
+"""
+    began = sum(os.times()[2:4])  # processor time: see test_help_is_light_and_fast
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ALIGNLAB_RUNS": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    if "-m" not in overrides:
+        assert sum(os.times()[2:4]) - began < 2.0
+
+
 @pytest.mark.parametrize("words", [[], ["foo"], ["run", "--seed", "3"], ["export", "x"], ["runs"]])
 def test_wrong_words_exit_2_with_usage(
     words: list[str], capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from alignlab import compose as door
 from alignlab.compose import compose, compose_all, expand
 from alignlab.errors import ConfigError
+from alignlab.reading import Reading
 
 FILES = {
     "config.yaml": """
@@ -164,6 +166,79 @@ def test_jobs_of_a_sweep_compose_as_they_do_alone() -> None:
         with pytest.raises(ConfigError) as together:
             compose_all([["seed=1"], bad])
         assert str(together.value) == str(alone.value)
+
+
+BY_MARK = [
+    ["seed=1"],
+    ["seed=null"],
+    ["backbone.rank=5", "seed=7"],
+    ["seed=2", "seed=3"],
+    ["stages.sft.lr=1e-4", "study='one two'"],
+]
+COMPOSED = [
+    ["stages.policy.inputs={init: policy}"],  # a mapping is merged
+    ["stages.sft.lr=[0.5,0.6]"],
+    ["study='${seed}'"],  # becomes an interpolation itself
+    ["stages.sft.backbone=null"],  # a mapping gives way
+]
+
+
+def test_values_are_put_in_place_without_composing_again(monkeypatch) -> None:
+    jobs = [*BY_MARK, *COMPOSED]
+    alone = [compose(job) for job in jobs]
+    again = []
+    one = door._compose_one
+    monkeypatch.setattr(door, "_compose_one", lambda job: again.append(list(job)) or one(job))
+    assert compose_all(jobs) == alone
+    assert again == COMPOSED
+    assert {config["stages"]["sft"]["seed"] for config in alone} == {0, 1, 3, 7, None}
+    assert alone[2]["stages"]["policy"]["backbone"]["rank"] == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "exact"),
+    [
+        ("a: 1\nb: ${a}", True),
+        ("a: 1\nb: {c: [0, '${a}']}", True),
+        ("a: 1\nb: x${a}", False),  # part of a text
+        ("a: '1'\nb: {'1': 5, '2': 6}\nc: ${b[${a}]}", False),  # chooses what to copy
+        ("a: 1\nb: ${oc.select:a,2}", False),
+        ("a: {d: 1}\nb: ${a}", False),  # the value is no scalar
+    ],
+)
+def test_only_plain_copies_are_followed(text: str, exact: bool) -> None:
+    from omegaconf import OmegaConf
+
+    found = Reading(OmegaConf.create(text)).with_values([("a", 2)])
+    if not exact:
+        assert found is None
+        return
+    config = OmegaConf.create(text)
+    config.a = 2
+    assert found == OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.slow
+def test_ten_thousand_runs_are_planned_in_half_a_minute(tmp_path: Path) -> None:
+    # In a process of its own, with the real conf/.
+    code = """
+import resource
+from alignlab.cli import main
+sweep = ["objective=dpo,ipo,hinge,cdpo,slic", "seed=range(500)"]
+sweep += ["stages.preference.steps=10,20,30,40", "pipeline=preference"]
+assert main(["plan", "-m", *sweep]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    began = sum(os.times()[2:4])  # processor time, not the clock of a busy machine
+    environment = {**os.environ, "ALIGNLAB_RUNS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert sum(os.times()[2:4]) - began < 30
+    peak = done.stdout.split()[-1]
+    assert "of 10000 jobs" in done.stdout
+    assert int(peak) < 2**20  # KiB
 
 
 def test_hydra_is_left_as_it_was_found() -> None:

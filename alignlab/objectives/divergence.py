@@ -6,12 +6,16 @@ For a token y sampled from π: ``d = log π_ref(y) − log π(y)``, so ``E[−d]
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
+from alignlab import lazy
 from alignlab.objectives.stable import EXP_LIMIT, segment_sum
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy.module("torch")
 
 Estimator = Literal["k1", "k2", "k3", "k3_gradient_k2"]
 

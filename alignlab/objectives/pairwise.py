@@ -6,14 +6,18 @@ included), ``h = lr(y_w) − lr(y_l)``, ``|y|`` the number of completion tokens.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch.nn.functional as F
-from torch import Tensor
-
+from alignlab import lazy
 from alignlab.objectives.bounds import FlipRate, NonNegative, Positive
 from alignlab.objectives.stable import log1mexp
 from alignlab.tensors import PairLogps
+
+if TYPE_CHECKING:
+    import torch.nn.functional as F
+    from torch import Tensor
+else:
+    F = lazy.module("torch.nn.functional")
 
 
 def log_ratios(policy: PairLogps, reference: PairLogps) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
+from alignlab import lazy
 from alignlab.objectives.stable import safe_exp, segment_sum
 from alignlab.tensors import TokenLogps
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy.module("torch")
 
 
 def importance_ratio(logps: TokenLogps) -> Tensor:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from alignlab import lazy
 from alignlab.objectives.bounds import NonNegative
 from alignlab.objectives.stable import segment_mean, segment_sum
 from alignlab.tensors import GroupScores
+
+if TYPE_CHECKING:
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+else:
+    torch = lazy.module("torch")
+    F = lazy.module("torch.nn.functional")
 
 
 def bradley_terry(scores: GroupScores, *, centering: NonNegative) -> Tensor:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from alignlab import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy.module("torch")
 
 EXP_LIMIT = 20.0
 """Argument (nats) from which `safe_exp` goes on as a straight line; e²⁰ ≈ 4.9e8."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from alignlab import lazy
 from alignlab.objectives.bounds import NonNegative, Positive
 from alignlab.tensors import SingleLogps
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy.module("torch")
 
 
 def kl_point(log_ratios_mismatched: Tensor) -> Tensor:

@@ -1,0 +1,58 @@
+"""The graph of the stages of a study: what reads what, every edge checked, in an order to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from alignlab.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from alignlab.stages.stage import Stage
+
+
+def ordered(stages: Mapping[str, Stage]) -> list[str]:
+    """Names, inputs before the stages that read them.
+
+    Raises:
+        ConfigError: an unknown or unsuitable input, a cycle.
+    """
+    for name, stage in stages.items():
+        for role, source in stage.inputs.items():
+            _check_edge(name, role, source, stages)
+    order: list[str] = []
+    waiting = dict(stages)
+    while waiting:
+        ready = [n for n, s in waiting.items() if not set(s.inputs.values()) & set(waiting)]
+        if not ready:
+            raise ConfigError(f"stages: the inputs go in a circle: {_cycle(waiting)}.")
+        order.extend(ready)
+        for name in ready:
+            del waiting[name]
+    return order
+
+
+def _check_edge(name: str, role: str, source: str, stages: Mapping[str, Stage]) -> None:
+    path = f"stages.{name}.inputs.{role}"
+    if source not in stages:
+        known = ", ".join(stages)
+        raise ConfigError(
+            f"{path}: there is no stage named '{source}' (stages: {known})."
+            f"{did_you_mean(source, stages)}"
+        )
+    kinds = stages[name].roles[role].kinds
+    kind = stages[source].kind
+    if kind not in kinds:
+        raise ConfigError(
+            f"{path}: '{source}' is of kind {kind}, and the role '{role}' of a "
+            f"{stages[name].kind} stage takes {' or '.join(kinds)}."
+        )
+
+
+def _cycle(waiting: Mapping[str, Stage]) -> str:
+    name = next(iter(waiting))
+    path: list[str] = []
+    while name not in path:
+        path.append(name)
+        name = next(s for s in waiting[name].inputs.values() if s in waiting)
+    return " → ".join([*path[path.index(name) :], name])
