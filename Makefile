@@ -28,7 +28,7 @@ test-fast: setup
 
 conformance: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "conformance or difference" \
-	  --conformance-page experiments/conformance/README.md
+	  --conformance-page=experiments/conformance/README.md
 
 lint: setup
 	$(BIN)/ruff check .

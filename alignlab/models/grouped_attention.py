@@ -53,6 +53,8 @@ def grouped_attention(
         if softcap is not None:
             out = _attend(query, key, value, attention_mask, scaling, dropout, softcap)
             return out.transpose(1, 2), None
+        if query.shape[2] == 1 and query.shape[1] != key.shape[1]:
+            return _one_query(query, key, value, attention_mask, scaling), None
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(
@@ -68,6 +70,21 @@ def grouped_attention(
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return _gather(joined, plan.output_index).unsqueeze(0), None
+
+
+def _one_query(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None
+) -> Tensor:
+    """One new token per row: the query heads that share a key head are the queries of one call.
+
+    Repeating the keys for every query head instead, as ``sdpa`` does with a mask, copies the whole
+    memory at every token. ``mask`` is ``(rows, 1, 1, keys)``; returns ``(rows, 1, heads, dim)``.
+    """
+    rows, heads, _, size = query.shape
+    if mask is None:  # else a few queries over many keys would be taken for the end of a sequence
+        mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=query.device)
+    folded = query.reshape(rows, key.shape[1], -1, size)
+    return _attend(folded, key, value, mask, scaling, 0.0, None).reshape(rows, 1, heads, size)
 
 
 def _split(

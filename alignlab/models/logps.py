@@ -7,7 +7,7 @@ frozen one (see `token_logps`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +34,15 @@ class Head:
         bias = None if self.bias is None else self.bias.to(dtype)
         raw = torch.nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), bias)
         return _shape_logits(raw, self.scale, self.softcap)
+
+    def reduced(self) -> Head:
+        """Copy whose weight has the format of the products, for many passes without gradients.
+
+        Autocast does not remember its cast of a frozen weight: a decoding step would read and write
+        the whole vocabulary for one row of states.
+        """
+        weight = self.weight.detach()
+        return replace(self, weight=weight.to(_matmul_dtype(weight)))
 
 
 def head_of(model: PreTrainedModel) -> Head:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import Cache
 
 from alignlab.errors import DataError, TrainingError
-from alignlab.rollout.cache import new_cache
-from alignlab.rollout.choose import choose
+from alignlab.models.lean import lean_adapters
 from alignlab.rollout.sampling import Sampling
+from alignlab.rollout.slots import decode_slots, fits_slots
+from alignlab.rollout.streams import Drawn, uniform_stream
+from alignlab.rollout.waves import decode_waves
 
 __all__ = ["Samples", "Sampling", "sample", "uniform_stream"]
-
-COMPACT_AT = 0.75  # share of live rows at which the finished ones are removed from the batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,155 +71,27 @@ def sample(
         raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}.")
     _check_lengths(model, prompts, sampling.max_new_tokens)
     stop = torch.tensor([eos_id] if isinstance(eos_id, int) else list(eos_id), device=device)
-    results: list[_Row | None] = [None] * (len(prompts) * n)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    width = max(1, sampling.batch // n)  # prompts of one prefill
-    with torch.no_grad(), _evaluation(model):
-        for first in range(0, len(order), width):
-            members = order[first : first + width]
-            rows = [(m, s) for m in members for s in range(n)]
-            state = _prefill(model, [prompts[m] for m in members], sampling, device)
-            for start in range(0, len(rows), sampling.batch):
-                part = rows[start : start + sampling.batch]
-                source = torch.arange(start, start + len(part), device=device) // n
-                last = start + sampling.batch >= len(rows)
-                streams = [uniform_stream(seeds[m], s, sampling.max_new_tokens) for m, s in part]
-                uniforms = torch.from_numpy(np.stack(streams)).to(device)
-                decoded = _decode(model, state.branch(source, last=last), uniforms, sampling, stop)
-                for (member, index), row in zip(part, decoded, strict=True):
-                    results[member * n + index] = row
-    done = [row for row in results if row is not None]
-    return Samples(
-        ids=[row.ids for row in done],
-        logps=[row.logps for row in done],
-        finished=np.array([row.finished for row in done], dtype=bool),
-    )
+    decode = decode_slots if fits_slots(model) else decode_waves
+    with torch.no_grad(), _evaluation(model), lean_adapters(model):
+        drawn = decode(model, prompts, n, sampling, stop, seeds)
+    return _samples(drawn)
 
 
-def uniform_stream(seed: int, index: int, steps: int) -> np.ndarray:
-    """Uniforms (steps,) float64 in [0, 1) of sample ``index`` of a prompt: Philox keyed by both."""
-    key = np.array([seed % 2**64, index], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).random(steps)
-
-
-@dataclass(frozen=True)
-class _Row:
-    ids: np.ndarray
-    logps: np.ndarray
-    finished: bool
-
-
-@dataclass
-class _State:
-    """A batch between two steps of decoding; R rows."""
-
-    cache: Cache
-    logits: Tensor  # (R, V) of the next token
-    position: Tensor  # (R, 1) of the next token
-    mask: Tensor | None  # (R, capacity) int64, 0 at the left padding; None without padding
-    filled: int  # tokens in the cache
-
-    def branch(self, source: Tensor, *, last: bool) -> _State:
-        """Return the state with row ``source[r]`` as row r; the last branch takes the memory."""
-        taken = self if last else copy.copy(self)
-        if not last:
-            taken.cache = copy.deepcopy(self.cache)
-        taken.select(source)
-        return taken
-
-    def select(self, rows: Tensor) -> None:
-        """Keep the rows named, in that order."""
-        same = torch.arange(len(self.logits), device=rows.device)
-        if torch.equal(rows, same):
-            return
-        self.cache.batch_select_indices(rows)
-        self.logits = self.logits[rows]
-        self.position = self.position[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
-
-    def forward(self, model: Any, ids: Tensor, position: Tensor) -> None:
-        """Feed ids (R, new) and keep the logits of what follows them."""
-        self.filled += ids.shape[1]
-        output = model(
-            input_ids=ids,
-            attention_mask=None if self.mask is None else self.mask[:, : self.filled],
-            position_ids=position,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.logits = output.logits[:, -1]
-        self.position = position[:, -1:] + 1
-
-
-def _prefill(
-    model: Any, prompts: Sequence[np.ndarray], sampling: Sampling, device: torch.device | str
-) -> _State:
-    """Run the prompts once, left-padded to the longest of them."""
-    longest = max(map(len, prompts))
-    ids = np.zeros((len(prompts), longest), dtype=np.int64)
-    mask = np.ones((len(prompts), longest + sampling.max_new_tokens), dtype=np.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = prompt
-        mask[row, : longest - len(prompt)] = 0
-    position = np.maximum(mask[:, :longest].cumsum(1) - 1, 0)
-    padded = any(len(prompt) < longest for prompt in prompts)
-    state = _State(
-        cache=new_cache(model.config, mask.shape[1] - 1),  # the last token is never fed
-        logits=torch.empty(0),
-        position=torch.empty(0),
-        mask=torch.from_numpy(mask).to(device) if padded else None,
-        filled=0,
-    )
-    state.forward(model, torch.from_numpy(ids).to(device), torch.from_numpy(position).to(device))
-    return state
-
-
-def _decode(
-    model: Any, state: _State, uniforms: Tensor, sampling: Sampling, stop: Tensor
-) -> list[_Row]:
-    """Draw tokens until every row has ended or is full; uniforms are (R, max_new_tokens)."""
-    rows, limit = uniforms.shape
-    ids = torch.zeros(rows, limit, dtype=torch.int64, device=uniforms.device)
-    logps = torch.zeros(rows, limit, dtype=torch.float32, device=uniforms.device)
-    length = torch.full((rows,), limit, device=uniforms.device)
-    finished = torch.zeros(rows, dtype=torch.bool, device=uniforms.device)
-    live = torch.arange(rows, device=uniforms.device)  # output row of each batch row
-    for step in range(limit):
-        token, logp = choose(
-            state.logits,
-            uniforms[live, step],
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-        )
-        ids[live, step], logps[live, step] = token, logp
-        # Rows that ended earlier and still ride along draw tokens too; their length stays.
-        ended = live[torch.isin(token, stop) & ~finished[live]]
-        length[ended] = step + 1
-        finished[ended] = True
-        active = torch.nonzero(~finished[live]).squeeze(1)
-        if step + 1 == limit or len(active) == 0:
-            break
-        if len(active) <= COMPACT_AT * len(live):
-            live, token = live[active], token[active]
-            state.select(active)
-        state.forward(model, token.unsqueeze(1), state.position)
-    return _rows(ids, logps, length, finished)
-
-
-def _rows(ids: Tensor, logps: Tensor, length: Tensor, finished: Tensor) -> list[_Row]:
-    numbers = ids.cpu().numpy().astype(np.int32)
-    values = logps.cpu().numpy()
-    rows = []
-    for row, (size, end) in enumerate(zip(length.tolist(), finished.tolist(), strict=True)):
+def _samples(drawn: Drawn) -> Samples:
+    numbers = drawn.ids.cpu().numpy().astype(np.int32)
+    values = drawn.logps.cpu().numpy()
+    lengths = drawn.length.tolist()
+    for row, size in enumerate(lengths):
         if not np.isfinite(values[row, :size]).all():
             raise TrainingError(
                 "Sampling gave log-probabilities that are not finite: the policy's logits are "
                 "broken. Look for a loss that blew up, or sample in float32."
             )
-        rows.append(_Row(numbers[row, :size].copy(), values[row, :size].copy(), bool(end)))
-    return rows
+    return Samples(
+        ids=[numbers[row, :size].copy() for row, size in enumerate(lengths)],
+        logps=[values[row, :size].copy() for row, size in enumerate(lengths)],
+        finished=drawn.finished.cpu().numpy(),
+    )
 
 
 def _check_lengths(model: Any, prompts: Sequence[np.ndarray], new: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from alignlab.engine.optimizer import Optimizer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from alignlab.objectives.declaration import Declaration
     from alignlab.run import Run
     from alignlab.stages.reference import ReferenceLogps
-    from alignlab.stages.session import Metrics, Packed
+    from alignlab.stages.session import Metrics, OfflineWork, Packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,38 +76,28 @@ class Preference(Stage):
         from alignlab.data.order import steps_of
         from alignlab.engine.loop import train
         from alignlab.objectives.declaration import declaration
-        from alignlab.stages.annotate import read, require_verdicts
+        from alignlab.stages.annotate import read
+        from alignlab.stages.pairing import all_mismatched
         from alignlab.stages.reference import ReferenceLogps
-        from alignlab.stages.session import OfflineWork, cache_of, finish_training, open_backbone
+        from alignlab.stages.session import cache_of, finish_training, open_backbone
 
         run = engine.workers().own(run)
         need = declaration(function(self.objective))
-        groups = self.select(read(inputs["annotations"], "train"))
-        require_verdicts(groups, inputs["annotations"], least=2 if need.needs_kl_point else 1)
+        groups = self.training_groups(inputs["annotations"])
         held_out = self.select(read(inputs["annotations"], "validation"))
+        steps = self.steps or steps_of(self.epochs, self.batch, len(groups))
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         reference = None
         if need.needs_reference:
             reference = ReferenceLogps(backbone, inputs["reference"], engine, cache_of(run))
-            reference.prepare([*groups, *held_out], keep_model=need.needs_kl_point)
+            reference.prepare([*groups, *held_out])
             run.update_record(reference=inputs["reference"].path.name)
         backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
         terms = Terms(function(self.objective), need, reference)
 
-        def kl_point(step: Sequence[TokenGroup]) -> Mapping[str, Tensor]:
-            return terms.kl_point(backbone, mismatched(step, groups), engine)
-
-        work = OfflineWork(
-            groups,
-            self.batch,
-            self.seed,
-            engine,
-            "policy",
-            count=terms.count,
-            loss_of=terms.loss,
-            statistics=kl_point if need.needs_kl_point else None,
-            extra_of=terms.reference_logps if reference else None,
-        )
+        work = self._work(groups, terms, backbone, engine)
+        if reference is not None and need.needs_kl_point:
+            reference.prepare(all_mismatched(map(work.chosen, range(1, steps + 1)), groups))
 
         def evaluate() -> dict[str, float]:
             return terms.evaluate(backbone, held_out, engine) if held_out else {}
@@ -117,7 +107,7 @@ class Preference(Stage):
             backbone,
             ["policy"],
             optimizer=self.optimizer,
-            steps=self.steps or steps_of(self.epochs, self.batch, len(groups)),
+            steps=steps,
             run=run,
             engine=engine,
             seed=self.seed,
@@ -132,12 +122,44 @@ class Preference(Stage):
             summary=evaluate(),
         )
 
+    def _work(
+        self, groups: Sequence[TokenGroup], terms: Terms, backbone: Backbone, engine: Engine
+    ) -> OfflineWork:
+        from alignlab.stages.pairing import mismatched
+        from alignlab.stages.session import OfflineWork
+
+        def kl_point(step: Sequence[TokenGroup]) -> Mapping[str, Tensor]:
+            return terms.kl_point(backbone, mismatched(step, groups), engine)
+
+        return OfflineWork(
+            groups,
+            self.batch,
+            self.seed,
+            engine,
+            "policy",
+            count=terms.count,
+            loss_of=terms.loss,
+            statistics=kl_point if terms.need.needs_kl_point else None,
+            extra_of=terms.reference_logps if terms.reference else None,
+        )
+
+    def training_groups(self, annotations: Run) -> list[TokenGroup]:
+        """Annotated groups to train on; raises DataError when there are too few."""
+        from alignlab.objectives.declaration import declaration
+        from alignlab.stages.annotate import read, require_verdicts
+
+        groups = self.select(read(annotations, "train"))
+        needs_two = declaration(function(self.objective)).needs_kl_point
+        require_verdicts(groups, annotations, least=2 if needs_two else 1)
+        return groups
+
     def select(self, groups: Sequence[TokenGroup]) -> list[TokenGroup]:
         """Groups whose verdict is of use to the objective, reduced to best and worst if asked to.
 
         Pairs for a pairwise objective; for one over single completions a thumb is enough.
         """
         from alignlab.objectives.declaration import declaration
+        from alignlab.stages.pairing import best_and_worst
 
         if declaration(function(self.objective)).view == "single":
             kept = [g for g in groups if any(t is not None for t in g.verdict.desirable())]
@@ -161,31 +183,6 @@ class Preference(Stage):
         most = 2 if self.pairs == "best_worst" else None
         tokens = round(rows * group_limit(inputs, completions=most))
         return training_estimate(self.backbone, cache, tokens=tokens, frozen_views=1)
-
-
-def best_and_worst(group: TokenGroup) -> TokenGroup:
-    """Two completions per prompt: the best and the worst that the verdict tells apart."""
-    utilities = group.verdict.utilities()
-    order = sorted(range(len(utilities)), key=lambda i: -utilities[i])
-    return group.keep((order[0], order[-1]))
-
-
-def mismatched(step: Sequence[TokenGroup], data: Sequence[TokenGroup]) -> list[TokenGroup]:
-    """Each prompt of a step with the completions of the next other prompt of the step.
-
-    A step across the end of an epoch may hold one prompt twice, or only one; then the partner
-    comes from ``data``.
-    """
-    from alignlab.data.group import NONE
-
-    partners = [
-        next(other for other in (*step[i + 1 :], *step[:i], *data) if other.row != group.row)
-        for i, group in enumerate(step)
-    ]
-    return [
-        replace(group, completions=p.completions, truncated=p.truncated, verdict=NONE)
-        for group, p in zip(step, partners, strict=True)
-    ]
 
 
 @dataclass(frozen=True)
@@ -221,8 +218,7 @@ class Terms:
             raise RuntimeError("a KL point needs a reference")
         with torch.no_grad():
             policy = completion_sums(backbone, "policy", groups, engine)
-            reference = completion_sums(backbone, "reference", groups, engine)
-        return {"kl_point": kl_point(policy - reference)}
+        return {"kl_point": kl_point(policy - self.reference.sums(groups))}
 
     def loss(self, view: View, packed: Packed) -> tuple[Tensor, Metrics]:
         """Loss of one micro-batch over the units of the whole step, and the usual metrics."""

@@ -38,20 +38,20 @@ class ReferenceLogps:
         self.cache = cache
         self.logps: dict[str, list[np.ndarray]] = {}  # group content → per completion
 
-    def prepare(self, groups: Sequence[TokenGroup], *, keep_model: bool) -> None:
-        """Fill the cache for ``groups``; ``keep_model`` leaves the ``reference`` view loaded."""
+    def prepare(self, groups: Sequence[TokenGroup]) -> None:
+        """Know the log-probabilities of ``groups``: from the cache, else by the reference view.
+
+        The view is there only meanwhile: a stage does not carry a second model through training.
+        """
         path = self.cache / "reference" / f"{self.key(groups)}.npz"
-        known = path.exists()
-        if not known or keep_model:
-            self.backbone.add("reference", source=self.source.model_dir, trainable=False)
-        if known:
+        if path.exists():
             with np.load(path) as stored:
                 flat = stored["logps"]
         else:
+            self.backbone.add("reference", source=self.source.model_dir, trainable=False)
             flat = np.concatenate(self.compute(groups)) if groups else np.zeros(0, np.float32)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, flat)
-        if self.backbone.has("reference") and not keep_model:
             self.backbone.drop("reference")
         lengths = [len(c) for g in groups for c in g.completions]
         parts = iter(np.split(flat, np.cumsum(lengths)[:-1]) if lengths else [])

@@ -115,11 +115,15 @@ class OfflineWork:
     statistics: Callable[[Sequence[TokenGroup]], Mapping[str, Tensor]] | None = None
     extra_of: Callable[[Sequence[TokenGroup]], Mapping[str, Tensor]] | None = None
 
+    def chosen(self, step: int) -> list[TokenGroup]:
+        """Groups of optimizer step ``step`` (from 1), of all ranks."""
+        rows = step_rows(step - 1, self.batch, len(self.groups), self.seed)
+        return [self.groups[r] for r in rows]
+
     def micros(self, step: int) -> list[Micro]:
         """Micro-batches of ``step`` on this rank, packed to the engine's token budget."""
         workers = self.engine.workers()
-        rows = step_rows(step - 1, self.batch, len(self.groups), self.seed)
-        chosen = [self.groups[r] for r in rows]
+        chosen = self.chosen(step)
         statistics = dict(self.statistics(chosen)) if self.statistics else {}
         mine = workers.share(chosen)
         return [

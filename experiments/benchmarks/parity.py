@@ -9,7 +9,7 @@ from typing import Any
 
 import tuning
 from cases import Case
-from lab import SIDES, Lab
+from processes import SIDES, Lab
 
 STRICT, LOOSE = 1e-4, 2e-2  # tolerance of a loss in float32; of a run's mean loss in bfloat16
 GROSS = 1e-1  # of a single update where a side computes in bfloat16

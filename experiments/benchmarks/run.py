@@ -26,8 +26,8 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 import table  # noqa: E402 (after the path)
 import tuning  # noqa: E402
 from cases import EXTRA, WORKS, Case, load, size_of  # noqa: E402
-from lab import SIDES, Lab, rate  # noqa: E402
 from parity import strict_parity, timed_parity  # noqa: E402
+from processes import SIDES, Lab, rate  # noqa: E402
 
 UNITS = {
     "reward_k4": "comparisons/s",

@@ -16,9 +16,6 @@ BOUNDARY = "on the boundary itself both branches give the same value"
 NO_GRADIENT_ANYWAY = "the result is a comparison, which carries no gradient"
 NEVER_READ = "the entries that differ are never read"
 COST = "the same result, with more work"
-AUTOCAST = (
-    "under autocast the product rounds its operands itself; otherwise nothing is to be rounded"
-)
 WIDENED = "the other operand is float32, so the result is too"
 CAST_LATER = "autograd casts a gradient, and an assignment its value, to the format it is meant for"
 ORDER_OF_A_SET = "the order of what is searched, or multiplied, does not matter"
@@ -160,10 +157,6 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
         ],
     },
     "models.logps": {
-        AUTOCAST: [
-            "Head.logits: _matmul_dtype(hidden) → hidden",
-            "Head.logits: hidden.to(dtype) → hidden",
-        ],
         "everything inside was cast to autocast's own format before": [
             "_TokenLogps.forward: drop with torch.autocast(hidden.device.type, enabled=False)"
         ],
@@ -215,7 +208,10 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
     },
     "models.grouped_attention": {
         SAME_SHAPE: [
-            "grouped_attention: query → key (4)",
+            "grouped_attention: query → key (7)",
+            "grouped_attention: key → value (2)",
+            "_one_query: key → value",
+            "_one_query: key → value (2)",
             "_attend: query → key (3)",
             "_attend: key → value (2)",
             "_attend: query → key (5)",
@@ -231,8 +227,15 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
             "grouped_attention: outputs[0] if len(outputs) == 1 else torch.cat(outputs)"
             " → torch.cat(outputs)",
             "grouped_attention: len(outputs) → outputs",
-            "grouped_attention: 1 → 0 (8)",
+            "grouped_attention: 1 → 0 (11)",
             "grouped_attention: 0 → -1 (8)",
+        ],
+        "a mask that leaves everything is the same in any shape that fits": [
+            "_one_query: key → query",
+        ],
+        "folded or not, every query head meets its key head; folding saves copies of the keys": [
+            "_one_query: query.reshape(rows, key.shape[1], -1, size) → query",
+            "_one_query: key → query (2)",
         ],
         TWO_WAYS: [
             "_attend: grouped and (not _takes_grouped_heads(query.device.type, mask))"

@@ -253,6 +253,9 @@ def test_entropy_is_only_computed_on_request_and_for_every_chunk():
 # ------------------------------------------------------------------------- attention of one block
 
 
+SDPA = "transformers.integrations.sdpa_attention.sdpa_attention_forward"
+
+
 def no_plan(q, k, v, mask=None, **options):
     return grouped_attention(NOTHING, q, k, v, mask, **options)[0]
 
@@ -288,6 +291,54 @@ def test_one_decoded_token_sees_all_keys(placed):
     found = no_plan(q, k, v, mask, scaling=0.7)
     close(found, sdpa(q, k, v, scale=0.7).transpose(1, 2))
     close(no_plan(q, k, v, mask, softcap=1e9, scaling=0.7), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("rows", "heads", "shared", "keys"), [(1, 6, 3, 4), (3, 6, 2, 5)])
+def test_one_decoded_token_shares_key_heads(rows, heads, shared, keys, masked):
+    q = normal(rows, heads, 1, 4)
+    k, v = normal(rows, shared, keys, 4, seed=1), normal(rows, shared, keys, 4, seed=2)
+    mask = None
+    if masked:
+        mask = torch.arange(keys)[None] >= torch.arange(rows)[:, None]
+        mask = mask[:, None, None]
+    with mock.patch(SDPA, side_effect=AssertionError("the keys would be repeated")):
+        found = no_plan(q, k, v, mask, scaling=0.7)
+    many = [x.repeat_interleave(heads // shared, 1) for x in (k, v)]
+    close(found, sdpa(q, *many, attn_mask=mask, scale=0.7).transpose(1, 2))
+
+
+def test_one_decoded_token_in_bfloat16_without_a_mask():
+    q = normal(2, 6, 1, 4).bfloat16()
+    k, v = (normal(2, 3, 5, 4, seed=s).bfloat16() for s in (1, 2))
+    found = no_plan(q, k, v, scaling=0.7)
+    many = [x.float().repeat_interleave(2, 1) for x in (k, v)]
+    close(found.float(), sdpa(q.float(), *many, scale=0.7).transpose(1, 2), atol=0.02)
+
+
+@pytest.mark.parametrize(("heads", "shared", "length"), [(2, 2, 1), (2, 2, 4), (4, 2, 4)])
+def test_more_tokens_or_own_keys_are_left_to_transformers(heads, shared, length):
+    q, k, v = (normal(1, h, n, 4, seed=n) for h, n in ((heads, length), (shared, 5), (shared, 5)))
+    with mock.patch(SDPA, return_value=("answer", None)) as asked:
+        assert no_plan(q, k, v, None, scaling=0.3) == "answer"
+    _, query, key, value, mask = asked.call_args.args
+    assert (query is q, key is k, value is v, mask) == (True, True, True, None)
+    assert asked.call_args.kwargs["scaling"] == 0.3
+
+
+def test_a_reduced_head_has_the_products_format_and_no_gradient():
+    weight = torch.nn.Parameter(normal(7, 4))
+    head = Head(weight, torch.nn.Parameter(normal(7)), 2.0, 3.0)
+    plain = head.reduced()
+    assert plain.weight.dtype == weight.dtype
+    assert not plain.weight.requires_grad
+    assert (plain.bias, plain.scale, plain.softcap) == (head.bias, 2.0, 3.0)
+    hidden = normal(3, 4, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        small = head.reduced()
+        close(small.logits(hidden), head.logits(hidden), atol=0)
+    assert small.weight.dtype == torch.bfloat16
+    assert not small.weight.requires_grad
 
 
 @pytest.mark.parametrize(("heads", "length", "dim"), [(1, 2, 1), (1, 5, 1), (2, 2, 4)])

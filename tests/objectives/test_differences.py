@@ -49,7 +49,7 @@ from alignlab.objectives import (
     unpaired,
 )
 from alignlab.rewards.shaping import token_rewards
-from alignlab.stages.preference import mismatched
+from alignlab.stages.pairing import mismatched
 from alignlab.tensors import GroupScores, PairLogps, SingleLogps, TokenLogps
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

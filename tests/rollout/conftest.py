@@ -3,15 +3,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from alignlab.models.grouped_attention import register
 
 VOCABULARY = 24
 EOS = 2
 
 
-@pytest.fixture(scope="session")
-def llama() -> LlamaForCausalLM:
-    """Two layers, grouped-query attention, logits far from uniform."""
+@pytest.fixture(scope="session", params=["waves", "slots"])
+def llama(request) -> LlamaForCausalLM:
+    """Two layers, grouped-query attention, logits far from uniform; for both ways of decoding."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -24,6 +32,8 @@ def llama() -> LlamaForCausalLM:
         initializer_range=0.3,
         eos_token_id=EOS,
     )
+    if request.param == "slots":
+        return AutoModelForCausalLM.from_config(config, attn_implementation=register()).eval()
     return LlamaForCausalLM(config).eval()
 
 

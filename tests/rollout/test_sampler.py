@@ -9,7 +9,7 @@ from scipy import stats
 from transformers import MistralConfig, MistralForCausalLM
 
 from alignlab.errors import DataError, TrainingError
-from alignlab.rollout import sampler
+from alignlab.rollout import slots, waves
 from alignlab.rollout.cache import PreallocatedLayer, new_cache
 from alignlab.rollout.sampler import sample, uniform_stream
 from alignlab.rollout.sampling import Sampling
@@ -153,9 +153,11 @@ def test_any_of_several_stop_tokens_ends_a_completion(llama, prompts):
 )
 def test_compaction_changes_nothing(llama, prompts, monkeypatch):
     normal = draw(llama, prompts, n=5, batch=64)
-    monkeypatch.setattr(sampler, "COMPACT_AT", 0.0)
+    monkeypatch.setattr(waves, "COMPACT_AT", 0.0)
+    monkeypatch.setattr(slots, "REFILL_AT", 1.0)
     never = draw(llama, prompts, n=5, batch=64)
-    monkeypatch.setattr(sampler, "COMPACT_AT", 1.0)
+    monkeypatch.setattr(waves, "COMPACT_AT", 1.0)
+    monkeypatch.setattr(slots, "REFILL_AT", 0.0)
     always = draw(llama, prompts, n=5, batch=64)
     assert_same(normal, never)
     assert_same(normal, always)
@@ -168,7 +170,8 @@ def test_finished_rows_leave_the_batch(llama, prompts):
     )
     draw(llama, prompts, n=5, batch=64, temperature=1.5, max_new_tokens=40)
     handle.remove()
-    assert rows[0] == (7, 9)  # one prefill, a prompt once, however many samples
+    first = (1, sum(map(len, prompts))) if slots.fits_slots(llama) else (7, 9)
+    assert rows[0] == first  # one prefill, a prompt once, however many samples
     assert rows[1] == (35, 1)
     sizes = [size for size, _ in rows[1:]]
     assert sizes == sorted(sizes, reverse=True)
@@ -230,7 +233,7 @@ def test_mode_is_restored_after_an_error(gpt2, prompts, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("stop")
 
-    monkeypatch.setattr(sampler, "choose", fail)
+    monkeypatch.setattr(waves, "choose", fail)
     with pytest.raises(RuntimeError, match="stop"):
         draw(gpt2, prompts)
     assert gpt2.training

@@ -314,7 +314,7 @@ def test_pairwise(
         reference = ReferenceLogps(
             caught.backbone, world.reference, world.lab.engine, world.lab.store.cache
         )
-        reference.prepare(groups, keep_model=False)
+        reference.prepare(groups)
         n = lengths.flatten()
         rewards = implicit_rewards(
             pair_logps(sums, n, groups), pair_logps(reference.sums(groups), n, groups), beta=beta
@@ -420,6 +420,7 @@ def test_kto(
 
     groups = [g for step in in_order(caught.work) for g in step]
     engine = world.lab.engine
+    caught.backbone.add("reference", source=world.reference.model_dir, trainable=False)
     with torch.no_grad():
         policy = completion_sums(caught.backbone, "policy", groups, engine)
         reference = completion_sums(caught.backbone, "reference", groups, engine)

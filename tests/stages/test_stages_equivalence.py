@@ -280,8 +280,8 @@ BUGS = {
         "sft", "alignlab.stages.session", "self.count(chosen)", "self.count(mine)"
     ),
     "a KL point of this process's own rows": (
-        "kto", "alignlab.stages.session", "self.statistics(chosen)",
-        "self.statistics(workers.share(chosen))",
+        "kto", "alignlab.stages.preference", "mismatched(step, groups), engine",
+        "engine.workers().share(mismatched(step, groups)), engine",
     ),
     "gradients that are not summed": (
         "dpo", "alignlab.engine.loop", "workers.sum_gradients_(state.parameters)", "pass"
@@ -324,7 +324,7 @@ def test_two_processes_are_one(
             assert float(theirs.pop(normalisation)) == expected
         difference = largest_difference(mine, theirs)
         if "planted" in case:
-            assert difference > 1e-3, case
+            assert difference > 1e-4, case
             continue
         largest = max(largest, difference)
         assert difference < TOLERANCE, case

@@ -24,7 +24,8 @@ from alignlab.run import Run
 from alignlab.spec import function
 from alignlab.stages import session
 from alignlab.stages.annotate import read
-from alignlab.stages.preference import Terms, mismatched
+from alignlab.stages.pairing import mismatched
+from alignlab.stages.preference import Terms
 from alignlab.stages.reference import ReferenceLogps, completion_sums
 
 
@@ -100,22 +101,19 @@ def test_the_reference_is_the_sft_run_and_is_recorded(chain: Chain, caught: Caug
     groups = [g for g in read(chain.annotations, "train") if g.verdict.pairs()]
     reference = ReferenceLogps(caught.backbone, chain.sft, chain.lab.engine, chain.lab.store.cache)
     pairs = stage.select(groups)
-    reference.prepare(pairs, keep_model=False)
+    reference.prepare(pairs)
     expected = plain_sums(chain.sft.model_dir, pairs, chain.lab.store.cache)
     assert torch.allclose(reference.sums(pairs).double(), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("which", ["chain", "lora_chain"])
-@pytest.mark.parametrize("name", ["kto", "ppo", "grpo"])
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
 def test_no_wrong_reference_after_an_in_memory_hand_off(
     request: pytest.FixtureRequest, caught: Caught, which: str, name: str
 ) -> None:
     """The view that stayed loaded beside the moving policy still is the SFT model."""
     chain: Chain = request.getfixturevalue(which)
-    if name == "kto":
-        stage, inputs = chain.prefer(objective=objective("kto"))
-    else:
-        stage, inputs = chain.online(name)
+    stage, inputs = chain.online(name)
     run = chain.lab.run(stage, inputs)
     groups = read(chain.annotations, "train")[:6]
     with torch.no_grad():
@@ -202,7 +200,8 @@ def kto_terms(chain: Chain, policy: Run, before: Run) -> tuple[Terms, Any]:
     stage, _ = chain.prefer(objective=objective("kto"))
     backbone = Backbone.load(stage.backbone, chain.lab.store.cache)
     reference = ReferenceLogps(backbone, before, chain.lab.engine, chain.lab.store.cache)
-    reference.prepare(stage.select(read(chain.annotations, "train")), keep_model=True)
+    data = stage.select(read(chain.annotations, "train"))
+    reference.prepare([*data, *mismatched(data[:4], data)])
     backbone.add("policy", source=policy.model_dir, trainable=True)
     kto = function(stage.objective)
     return Terms(kto, declaration(kto), reference), backbone
@@ -253,6 +252,22 @@ def test_mismatched_prompts_may_have_other_numbers_of_completions(chain: Chain) 
     short = data[1].keep((0, 2))
     one, two = mismatched([data[0], short], data)
     assert (len(one.completions), len(two.completions)) == (2, 3)
+
+
+def test_kto_carries_no_reference_through_training(chain: Chain, monkeypatch) -> None:
+    views = []
+    from alignlab.stages.preference import Terms as Real
+
+    real = Real.kl_point
+
+    def kl_point(self, backbone, groups, engine):
+        views.append(backbone.views)
+        return real(self, backbone, groups, engine)
+
+    monkeypatch.setattr(Real, "kl_point", kl_point)
+    stage, inputs = chain.prefer(objective=objective("kto"), steps=2)
+    chain.lab.run(stage, inputs)
+    assert views == [("policy",)] * 2
 
 
 def test_kto_with_one_prompt_per_step_is_refused(chain: Chain) -> None:

@@ -1,0 +1,75 @@
+"""Keys and values of rows that come and go: one memory, in which all rows end at one column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+
+@dataclass
+class Columns:
+    """Columns of the memory that are in use: ``low`` up to ``filled``, the next one to write."""
+
+    low: int = 0
+    filled: int = 0
+
+
+class PromptLayer(DynamicLayer):
+    """Keys and values (1, heads, T, dim) of a flat sequence of prompts, as attention got them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat: tuple[Tensor, Tensor]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Keep the states and give them back: prompts see themselves only."""
+        self.flat = key_states, value_states
+        return self.flat
+
+    def get_seq_length(self) -> int:
+        """Return 0: the prompts are the beginning."""
+        return 0
+
+
+class SlotLayer(DynamicLayer):
+    """Keys and values (slots, heads, capacity, dim) of one layer; a step writes one column."""
+
+    def __init__(self, like: PromptLayer, slots: int, capacity: int, columns: Columns) -> None:
+        super().__init__()
+        _, heads, _, size = like.flat[1].shape
+        # Zeros, because what is masked has weight 0, and 0 times the NaN of raw memory is NaN.
+        self.memory = [like.flat[1].new_zeros(slots, heads, capacity, size) for _ in range(2)]
+        self.columns = columns
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the states (slots, heads, 1, dim) of one token; return all columns in use."""
+        new, used = self.columns.filled, slice(self.columns.low, self.columns.filled + 1)
+        for memory, states in zip(self.memory, (key_states, value_states), strict=True):
+            memory[:, :, new] = states[:, :, 0].to(memory.dtype)
+        keys, values = self.memory
+        return keys[:, :, used], values[:, :, used]
+
+    def get_seq_length(self) -> int:
+        """Columns before the new token."""
+        return self.columns.filled
+
+    def place(self, given: PromptLayer, slots: Tensor, columns: Tensor, tokens: Tensor) -> None:
+        """Copy ``tokens`` of a flat sequence to the slots and columns named; all three are (N,)."""
+        for memory, flat in zip(self.memory, given.flat, strict=True):
+            memory[slots, :, columns] = flat[0].transpose(0, 1)[tokens].to(memory.dtype)
+
+    def move(self, first: int, end: int) -> None:
+        """Move the columns ``first`` to ``end`` to the front."""
+        for memory in self.memory:
+            memory[:, :, : end - first] = memory[:, :, first:end].clone()
+
+    def select(self, slots: Tensor) -> None:
+        """Keep the slots named."""
+        self.memory = [memory[slots] for memory in self.memory]
