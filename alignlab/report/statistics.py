@@ -44,6 +44,9 @@ class Difference:
     p_value: float
 
 
+CHUNK = 1 << 20  # resampled values held at a time
+
+
 def summarise(value: float, draws: Array, level: float = 0.95, **counts: int) -> Interval:
     """Make the percentile interval of bootstrap ``draws`` around the estimate ``value``."""
     tail = (1 - level) / 2
@@ -54,10 +57,12 @@ def summarise(value: float, draws: Array, level: float = 0.95, **counts: int) ->
 
 def interquartile_mean(values: Any, axis: int = -1) -> Any:
     """Mean of the middle half: ``floor(n / 4)`` values are dropped at each end (rliable's IQM)."""
-    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=axis)
-    count = ordered.shape[axis]
+    last = np.moveaxis(np.asarray(values, dtype=np.float64), axis, -1)
+    count = last.shape[-1]
     cut = count // 4
-    return np.take(ordered, range(cut, count - cut), axis=axis).mean(axis=axis)
+    if cut:
+        last = np.partition(last, (cut, count - cut - 1), axis=-1)[..., cut : count - cut]
+    return last.mean(axis=-1)
 
 
 def bootstrap_interval(
@@ -85,9 +90,10 @@ def bootstrap_interval(
     picks = np.concatenate(
         [b[generator.integers(b.size, size=(draws, b.size))] for b in blocks], axis=1
     )
-    return summarise(
-        statistic(data, axis=-1), statistic(data[picks], axis=-1), level, prompts=data.size
-    )
+    # Some draws at a time: those of a thousand runs together would be gigabytes.
+    parts = np.array_split(picks, max(1, picks.size // CHUNK))
+    found = np.concatenate([statistic(data[part], axis=-1) for part in parts])
+    return summarise(statistic(data, axis=-1), found, level, prompts=data.size)
 
 
 @lru_cache(maxsize=16)

@@ -235,3 +235,14 @@ def test_how_numbers_are_written():
     assert [digits_for(e) for e in (0.0, 0.5, 0.02, 0.004, 30)] == [2, 1, 2, 3, 1]
     assert (p_text(0.0028), p_text(0.049), p_text(None)) == ("< 0.01", "0.05", "—")
     assert (amount(0), amount(1234567), amount(None)) == ("0", "1.23 M", "—")
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_are_reported_in_twenty_seconds(tmp_path):
+    write_study(tmp_path, seeds=64, missing=False)
+    runs = sum(1 for folder in tmp_path.iterdir() if (folder / "record.json").is_file())
+    assert runs > 1000
+    began = time.process_time()  # not the clock of a busy machine
+    path = build_report("demo", FakeStore(tmp_path))
+    assert time.process_time() - began < 20
+    assert "64 training seeds" in path.read_text(encoding="utf-8")
