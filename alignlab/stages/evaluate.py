@@ -88,7 +88,9 @@ class Evaluate(Stage):
         kept = list(range(len(groups) * self.samples * self.best_of))
         if self.best_of > 1 and proxy is not None:
             kept = best_indices(proxy, self.best_of)
-        rows = self.rows(groups, rollout, kept, proxy, self.log_ratio(backbone, rollout, engine))
+        # What best of n keeps is no sample of a policy whose log-ratio would be a KL.
+        kl = self.log_ratio(backbone, rollout, engine) if self.best_of == 1 else None
+        rows = self.rows(groups, rollout, kept, proxy, kl)
         if engine.workers().is_main:
             for name in ("samples.jsonl", "metrics.jsonl"):  # of an interrupted attempt
                 (run.path / name).unlink(missing_ok=True)
@@ -144,7 +146,7 @@ class Evaluate(Stage):
         rollout: Rollout,
         kept: Sequence[int],
         proxy: np.ndarray | None,
-        kl: Sequence[float],
+        kl: Sequence[float] | None,
     ) -> list[dict[str, object]]:
         """One mapping per kept sample, as the report reads them."""
         from alignlab.rewards.annotator import prompt_text
@@ -170,7 +172,7 @@ class Evaluate(Stage):
                 "gold": float(gold[k]),
                 "audit": None if audit is None else float(audit[k]),
                 "proxy": None if proxy is None else float(proxy[i]),
-                "kl": kl[i] if self.best_of == 1 else None,
+                "kl": None if kl is None else kl[i],
             }
             for k, i in enumerate(kept)
         ]

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import csv
 import re
+import time
 import xml.etree.ElementTree as ET
 
 import pytest
-from fake_study import FakeStore, write_json, write_run
+from fake_study import FakeStore, write_json, write_run, write_study
 
 from alignlab.report.analysis import analyse
 from alignlab.report.page import build_report

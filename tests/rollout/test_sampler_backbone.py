@@ -13,6 +13,7 @@ from alignlab.models.backbone import Backbone
 from alignlab.models.load import Adapter, BackboneConfig
 from alignlab.rollout.rollout import sample_rollout
 from alignlab.rollout.sampling import Sampling
+from alignlab.rollout.slots import fits_slots
 
 
 @pytest.mark.conformance(
@@ -44,6 +45,7 @@ def test_kept_log_probs_equal_the_views(tmp_path_factory, rank, temperature):
     sampling = Sampling(max_new_tokens=12, temperature=temperature, top_p=1.0, top_k=0, batch=8)
     backbone.train_mode(True)
     with backbone.view("policy") as view:
+        assert fits_slots(view.model)
         rollout = sample_rollout(view, prompts, tokenization, sampling, 4, seed=0, step=0)
     backbone.train_mode(False)
     with backbone.view("policy") as view, torch.no_grad():
