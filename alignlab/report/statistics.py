@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 DRAWS = 2000
+CHUNK = 1 << 20  # resampled values held at a time
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,6 @@ class Difference:
 
     interval: Interval
     p_value: float
-
-
-CHUNK = 1 << 20  # resampled values held at a time
 
 
 def summarise(value: float, draws: Array, level: float = 0.95, **counts: int) -> Interval:
