@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 
-from peer_study import STEPS  # noqa: E402 (after the path)
+from peer_study_setup import STEPS  # noqa: E402 (after the path)
 from table import machine  # noqa: E402
 
 COMMAND = ["run", "experiment=sentiment_demo", "launch=local", "seed=0", "study=bench"]
