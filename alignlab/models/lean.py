@@ -1,8 +1,8 @@
 """Low-rank adapters in three operations per layer, for decoding.
 
 peft's layer widens its input to float32, casts both factors at every call, scales and adds: ten
-operations, which is more than half of a decoding step on a CPU. Only for passes without gradients
-whose last bits may differ from a training pass's: sampling, and nothing else.
+operations. Only for passes without gradients whose last bits may differ from a training pass's:
+sampling, and nothing else.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from case_data import data_for, random_groups, texts
-from cases import MAX_COMPLETION, MAX_PROMPT, ONLINE, PAIRWISE, Case, Size, load, size_of, words
+from case_words import as_the_stage_reads_them, word_tokenizer
+from cases import MAX_COMPLETION, MAX_PROMPT, ONLINE, PAIRWISE, Case, Size, load, size_of
 
 if TYPE_CHECKING:
     from alignlab.data.group import TokenGroup
@@ -82,7 +83,7 @@ def _fill(folder: Path, case: Case, cache: Path, data_dir: Path | None) -> None:
     pad = next(i for i in range(vocabulary) if i not in used and i not in (eos, *stop))
     _model_folder(folder / "model", base, vocabulary, eos, pad)
     if case.work in ("sft", *ONLINE):
-        groups = _as_the_stage_reads_them(folder, groups, eos)
+        groups = as_the_stage_reads_them(folder, groups, eos)
     order = [step_rows(u, case.batch, len(groups), case.seed) for u in range(case.updates)]
     _store(folder, case, groups, cache)
     prompts = [len(g.prompt) for g in groups]
@@ -187,60 +188,6 @@ def _model_folder(folder: Path, base: Path, vocabulary: int, eos: int, pad: int)
     for weights in base.glob("*.safetensors"):
         (folder / weights.name).symlink_to(weights.resolve())
     word_tokenizer(vocabulary, eos, pad).save_pretrained(folder)
-
-
-def word_tokenizer(vocabulary: int, eos: int, pad: int) -> Any:
-    """A tokenizer of one word per id: ``t17`` is 17, ``<eos>`` and ``<pad>`` are those two."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = {eos: "<eos>", pad: "<pad>"}
-    names = {special.get(i, f"t{i}"): i for i in range(vocabulary)}
-    core = Tokenizer(models.WordLevel(names, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
-
-
-def _as_the_stage_reads_them(
-    folder: Path, groups: Sequence[TokenGroup], eos: int
-) -> list[TokenGroup]:
-    """Write the rows as words, and return them in the order a stage gets them from that file."""
-    from transformers import AutoTokenizer
-
-    from alignlab.data.sources import File
-    from alignlab.data.template import Tokenization
-
-    def written(group: TokenGroup) -> dict[str, str]:
-        return {
-            "prompt": words(group.prompt, eos),
-            "completion": " " + words(group.completions[0][:-1], eos),  # EOS is put there again
-        }
-
-    rows = [written(group) for group in groups]
-    held_out = {"prompt": words(groups[0].prompt[::-1], eos), "completion": " t30"}
-    for name, lines in (("rows.jsonl", rows), ("held_out.jsonl", [held_out])):
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (folder / name).write_text(text, encoding="utf-8")
-    source = File(
-        path=str(folder / "rows.jsonl"),
-        validation_path=str(folder / "held_out.jsonl"),
-        test_path=None,
-        format="auto",
-        style="as_is",
-        fields={},
-        validation=0.0,
-        test=0.0,
-        sft=0.5,
-        share=True,
-        limit={},
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    read = Tokenization(tokenizer, MAX_PROMPT, MAX_COMPLETION).groups(source.load("sft"))
-    before = sorted([*g.prompt.tolist(), -1, *g.completions[0].tolist()] for g in groups)
-    after = sorted([*g.prompt.tolist(), -1, *g.completions[0].tolist()] for g in read)
-    if before != after:
-        raise SystemExit("the words do not give back the token ids: the case is broken.")
-    return read
 
 
 def backbone_config(folder: Path, case: Case, dtype: str = "float32") -> BackboneConfig:

@@ -74,10 +74,10 @@ def test_quick_run_of_one_work(tmp_path):
 
 def test_words_give_back_the_ids(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
+    import case_words
     import cases
-    import make_case
 
-    tokenizer = make_case.word_tokenizer(40, eos=2, pad=5)
+    tokenizer = case_words.word_tokenizer(40, eos=2, pad=5)
     ids = [7, 39, 12, 2, 22, 2]
     text = cases.words(ids, 2)
     assert text == "t7 t39 t12 <eos> t22 <eos>"
