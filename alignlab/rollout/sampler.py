@@ -72,7 +72,7 @@ def sample(
     _check_lengths(model, prompts, sampling.max_new_tokens)
     stop = torch.tensor([eos_id] if isinstance(eos_id, int) else list(eos_id), device=device)
     decode = decode_slots if fits_slots(model) else decode_waves
-    with torch.no_grad(), _evaluation(model), lean_adapters(model):
+    with torch.inference_mode(), _evaluation(model), lean_adapters(model):
         drawn = decode(model, prompts, n, sampling, stop, seeds)
     return _samples(drawn)
 

@@ -8,13 +8,20 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+BLOCK = 32  # columns by which the memory grows
+
 
 @dataclass
 class Columns:
-    """Columns of the memory that are in use: ``low`` up to ``filled``, the next one to write."""
+    """Columns of the memory: those that are there, and those before the next one to write."""
 
-    low: int = 0
+    width: int = 0
     filled: int = 0
+
+    def widen(self) -> int:
+        """Make room for one more column, and give the new width: a multiple of `BLOCK`."""
+        self.width = (self.filled // BLOCK + 1) * BLOCK
+        return self.width
 
 
 class PromptLayer(DynamicLayer):
@@ -37,24 +44,27 @@ class PromptLayer(DynamicLayer):
 
 
 class SlotLayer(DynamicLayer):
-    """Keys and values (slots, heads, capacity, dim) of one layer; a step writes one column."""
+    """Keys and values (slots, heads, width, dim) of one layer; a step writes one column.
 
-    def __init__(self, like: PromptLayer, slots: int, capacity: int, columns: Columns) -> None:
+    Attention gets the whole memory and masks what is not of a row: a part of the columns is not
+    contiguous, and the matrix product of torch's CPU backend copies such an argument at every call.
+    """
+
+    def __init__(self, like: PromptLayer, slots: int, columns: Columns) -> None:
         super().__init__()
         _, heads, _, size = like.flat[1].shape
         # Zeros, because what is masked has weight 0, and 0 times the NaN of raw memory is NaN.
-        self.memory = [like.flat[1].new_zeros(slots, heads, capacity, size) for _ in range(2)]
+        self.memory = [like.flat[1].new_zeros(slots, heads, columns.width, size) for _ in range(2)]
         self.columns = columns
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the states (slots, heads, 1, dim) of one token; return all columns in use."""
-        new, used = self.columns.filled, slice(self.columns.low, self.columns.filled + 1)
+        """Write the states (slots, heads, 1, dim) of one token; return all columns."""
         for memory, states in zip(self.memory, (key_states, value_states), strict=True):
-            memory[:, :, new] = states[:, :, 0].to(memory.dtype)
+            memory[:, :, self.columns.filled] = states[:, :, 0].to(memory.dtype)
         keys, values = self.memory
-        return keys[:, :, used], values[:, :, used]
+        return keys, values
 
     def get_seq_length(self) -> int:
         """Columns before the new token."""
@@ -66,9 +76,12 @@ class SlotLayer(DynamicLayer):
             memory[slots, :, columns] = flat[0].transpose(0, 1)[tokens].to(memory.dtype)
 
     def move(self, first: int, end: int) -> None:
-        """Move the columns ``first`` to ``end`` to the front."""
-        for memory in self.memory:
-            memory[:, :, : end - first] = memory[:, :, first:end].clone()
+        """Keep the columns ``first`` to ``end``, as the first of a memory of the present width."""
+        for i, memory in enumerate(self.memory):
+            slots, heads, _, size = memory.shape
+            moved = memory.new_zeros(slots, heads, self.columns.width, size)
+            moved[:, :, : end - first] = memory[:, :, first:end]
+            self.memory[i] = moved
 
     def select(self, slots: Tensor) -> None:
         """Keep the slots named."""

@@ -1,7 +1,7 @@
 """Decoding in slots: a row that has ended makes room for the next one, and no prompt is padded.
 
 All rows of the memory end at the same column, so one step writes one column for all of them; a row
-that starts in the middle is placed before that column, and the columns before it are masked.
+that starts in the middle is placed before that column, and the columns outside of it are masked.
 Prompts run through the model as one flat sequence. For architectures of the *grouped* layout.
 """
 
@@ -78,7 +78,6 @@ class _Slots:
         self.waiting = deque((prompt, sample) for prompt in order for sample in range(self.n))
         slots = min(self.sampling.batch, len(self.waiting))
         longest = max((len(p) for p in self.prompts), default=0)
-        self.capacity = longest + 2 * self.limit
         self.columns.filled = longest
         self.drawn = Drawn.empty(len(self.waiting), self.limit, self.device)
         self.layers: list[SlotLayer] = []
@@ -133,32 +132,30 @@ class _Slots:
 
     def _forward(self, token: Tensor) -> None:
         """Feed one token per slot; ended rows ride along."""
-        low, end = self.columns.low, self.columns.filled + 1
-        mask = None
-        if self.start.max() > low:
-            first = torch.from_numpy(self.start).to(self.device)
-            columns = torch.arange(low, end, device=self.device)
-            mask = (columns[None] >= first[:, None])[:, None, None]
+        first = torch.from_numpy(self.start).to(self.device)
+        columns = torch.arange(self.columns.width, device=self.device)
+        mask = (columns >= first[:, None]) & (columns <= self.columns.filled)
         hidden = self.model.base_model(
             input_ids=token[:, None],
-            attention_mask=placeholder_mask(self.device) if mask is None else mask,
+            attention_mask=mask[:, None, None],
             position_ids=self.position,
             past_key_values=Cache(layers=list(self.layers)),
             use_cache=True,
         )[0]
         self.logits = self.head.logits(hidden[:, -1])
         self.position = self.position + 1
-        self.columns.filled = end
+        self.columns.filled += 1
 
     def _make_room(self) -> None:
-        """Move the memory to the front when its last column is taken."""
-        if self.columns.filled < self.capacity:
+        """When no column is left: drop those of rows that are gone, and add new ones."""
+        if self.columns.filled < self.columns.width:
             return
-        first = int(self.start[self.live].min())
+        first, end = int(self.start[self.live].min()), self.columns.filled
+        self.columns.filled = end - first
+        self.columns.widen()
         for layer in self.layers:
-            layer.move(first, self.columns.filled)
+            layer.move(first, end)
         self.start = np.maximum(self.start - first, 0)
-        self.columns.low, self.columns.filled = 0, self.columns.filled - first
 
     def _admit(self) -> None:
         """Give the free slots to waiting rows."""
@@ -174,7 +171,6 @@ class _Slots:
         last = taken[-1][0]
         waits = bool(self.waiting) and self.waiting[0][0] == last
         self.open = ready if waits else None
-        self.columns.low = int(self.start[self.live].min())
 
     def _ready(self, wanted: list[int]) -> Iterator[_Prompts]:
         """Prompts with their keys and values, some at a time."""
@@ -226,7 +222,8 @@ class _Slots:
         """Put prompts into slots: keys, values, the first logits and everything counted."""
         if not self.layers:
             size = len(self.live)
-            self.layers = [SlotLayer(k, size, self.capacity, self.columns) for k in ready.layers]
+            self.columns.widen()
+            self.layers = [SlotLayer(k, size, self.columns) for k in ready.layers]
             self.logits = ready.logits.new_zeros(size, ready.logits.shape[1])
         spans = [ready.spans[prompt] for prompt, _ in rows]
         lengths = np.array([end - start for start, end in spans])
@@ -260,5 +257,3 @@ class _Slots:
         self.live = self.live[kept]
         self.position, self.logits = self.position[index], self.logits[index]
         self.uniforms = self.uniforms[index]
-        if len(kept):
-            self.columns.low = int(self.start.min())

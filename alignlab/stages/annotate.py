@@ -36,7 +36,7 @@ class Annotate(Stage):
     are stored, so that every later stage trains on the very tokens that were sampled.
     """
 
-    version: ClassVar[int] = 3  # decoding in slots rounds otherwise
+    version: ClassVar[int] = 4  # decoding rounds otherwise
     kind: ClassVar[str] = "annotate"
     roles: ClassVar[Mapping[str, Role]] = {"policy": Role(POLICY_KINDS)}
 

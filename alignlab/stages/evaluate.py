@@ -36,7 +36,7 @@ class Evaluate(Stage):
     per prompt and keeps the one with the highest proxy reward; its KL is at most log n − (n−1)/n.
     """
 
-    version: ClassVar[int] = 3  # decoding in slots rounds otherwise
+    version: ClassVar[int] = 4  # decoding rounds otherwise
     kind: ClassVar[str] = "evaluate"
     roles: ClassVar[Mapping[str, Role]] = {
         "policy": Role((*POLICY_KINDS, "pretrain")),

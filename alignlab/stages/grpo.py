@@ -36,7 +36,7 @@ class GRPO(Stage):
     the backward pass and stay in the normaliser.
     """
 
-    version: ClassVar[int] = 3  # decoding in slots rounds otherwise
+    version: ClassVar[int] = 4  # decoding rounds otherwise
     kind: ClassVar[str] = "grpo"
     roles: ClassVar[Mapping[str, Role]] = {
         "init": Role(("sft", "pretrain")),

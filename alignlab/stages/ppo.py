@@ -34,7 +34,7 @@ class PPO(Stage):
     language-modelling loss on demonstrations is added (PPO-ptx, InstructGPT eq. 2).
     """
 
-    version: ClassVar[int] = 3  # decoding in slots rounds otherwise
+    version: ClassVar[int] = 4  # decoding rounds otherwise
     kind: ClassVar[str] = "ppo"
     roles: ClassVar[Mapping[str, Role]] = {
         "init": Role(("sft", "pretrain")),

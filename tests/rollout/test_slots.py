@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from alignlab.models.grouped_attention import register
-from alignlab.rollout import slots
+from alignlab.rollout import slot_memory, slots
 from alignlab.rollout.sampler import sample
 from alignlab.rollout.sampling import Sampling
 
@@ -95,9 +95,14 @@ def test_the_memory_is_moved_when_its_columns_are_used_up(model, monkeypatch):
         slots.SlotLayer, "move", lambda self, a, b: moves.append((a, b)) or move(self, a, b)
     )
     prompts = some_prompts(40)
+    wide = draw(model, prompts, batch=3, limit=6)
+    monkeypatch.setattr(slot_memory, "BLOCK", 4)
+    moves.clear()
     got = draw(model, prompts, batch=3, limit=6)
-    assert len(moves) > 4
-    assert all(0 < first < end for first, end in moves)
+    same(wide, got)
+    assert len(moves) > 10
+    assert sum(first > 0 for first, _ in moves) > 4
+    assert all(0 <= first < end for first, end in moves)
     monkeypatch.setattr(slots, "REFILL_AT", 1.0)
     same(got, draw(model, prompts, batch=64, limit=6))
 
