@@ -4,7 +4,7 @@ Axis letters, used in every docstring of the package:
 
 ====  =======================================================================
 ``T`` tokens of one flat micro-batch, without padding
-``N`` *targets*: completion tokens of the micro-batch (each predicted once)
+``N`` *targets*: completion tokens of the micro-batch (each predicted once; masked ones are none)
 ``C`` completions of the micro-batch
 ``G`` prompt groups of the micro-batch
 ``P`` ordered pairs (better, worse)
@@ -47,7 +47,7 @@ class FlatBatch:
     target_ids: Tensor  # (N,) int64, the token to predict
     target_completion: Tensor  # (N,) int64, completion that target n belongs to
     end_index: Tensor  # (C,) int64, index into T of the last token of each completion
-    lengths: Tensor  # (C,) int64, completion tokens, EOS included
+    lengths: Tensor  # (C,) int64, targets: completion tokens, EOS included, masked ones left out
     completion_group: Tensor  # (C,) int64, group of each completion
     rows: Tensor  # (G,) int64, data row of each group
     spans: tuple[GroupSpan, ...]  # (G,) host-side layout, what the attention plan is made from

@@ -7,7 +7,7 @@ method and nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from alignlab.errors import DataError
 
-Message = dict[str, str]
+Message = dict[str, Any]  # role, content; maybe tool_calls, tool_call_id, name, weight (0 or 1)
 Text = str | tuple[Message, ...]
 Kind = Literal["none", "demonstration", "ranking", "scores", "thumbs"]
 
@@ -115,6 +115,7 @@ class PromptGroup:
     verdict: Verdict = NONE
     id: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()  # JSON schemas that the template may show
 
     def __post_init__(self) -> None:
         _check_lengths(self.verdict, len(self.completions), self.id)
@@ -135,7 +136,8 @@ class TokenGroup:
     """A prompt group as token ids.
 
     ``prompt`` holds at least one token and BOS exactly once iff the tokenizer's own encoding adds
-    one; each completion ends in EOS exactly once unless it was truncated.
+    one; each completion ends in EOS exactly once unless it was truncated. A completion of several
+    turns has a mask: only what the assistant wrote is a target.
     """
 
     prompt: np.ndarray  # (L,) int32
@@ -145,9 +147,23 @@ class TokenGroup:
     id: str
     truncated: tuple[bool, ...] = ()  # one per completion
     meta: Mapping[str, Any] = field(default_factory=dict)
+    masks: tuple[np.ndarray | None, ...] = ()  # one bool per token; None or () = all are targets
 
     def __post_init__(self) -> None:
         _check_lengths(self.verdict, len(self.completions), self.id)
+        if self.masks and [len(c) if m is None else len(m) for c, m in self._masked()] != [
+            len(c) for c in self.completions
+        ]:
+            raise DataError(f"Group {self.id!r}: a mask needs one value per completion token.")
+
+    def _masked(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        return zip(self.completions, self.masks, strict=True)
+
+    def targets(self) -> tuple[int, ...]:
+        """Tokens of each completion that a loss counts."""
+        if not self.masks:
+            return tuple(map(len, self.completions))
+        return tuple(len(c) if mask is None else int(mask.sum()) for c, mask in self._masked())
 
     def keep(self, indices: Sequence[int]) -> Self:
         """Return the group with some of its completions, in the order of ``indices``."""
@@ -156,4 +172,5 @@ class TokenGroup:
             completions=tuple(self.completions[i] for i in indices),
             verdict=self.verdict.keep(indices),
             truncated=tuple(self.truncated[i] for i in indices) if self.truncated else (),
+            masks=tuple(self.masks[i] for i in indices) if self.masks else (),
         )

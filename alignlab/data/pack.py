@@ -43,7 +43,8 @@ def flatten(groups: Sequence[TokenGroup]) -> FlatBatch:
     """Lay groups out as ``prompt₁ c₁₁ c₁₂ … prompt₂ c₂₁ …``, on the CPU.
 
     The predictor of a completion's first token is the last token of its prompt; positions of every
-    completion continue from the prompt's end. Groups without completions are prompts only.
+    completion continue from the prompt's end. Groups without completions are prompts only. Tokens
+    that a group masks are read by the model and are no targets.
 
     Raises:
         DataError: an empty prompt or an empty completion, which has no token to predict.
@@ -77,18 +78,23 @@ def flatten(groups: Sequence[TokenGroup]) -> FlatBatch:
     within = index - np.repeat(start, length)
     position = within + np.repeat(np.where(prompt, 0, prompt_length), length)
 
-    target = np.flatnonzero(np.repeat(~prompt, length))  # (N,) index into T of every target
+    counted = np.repeat(~prompt, length)
+    for group, first in zip(groups, np.flatnonzero(prompt).tolist(), strict=True):
+        for number, mask in enumerate(group.masks, first + 1):
+            if mask is not None:
+                counted[start[number] : end[number]] = mask
+    target = np.flatnonzero(counted)  # (N,) index into T of every target
     predictor = np.where(within == 0, np.repeat(prompt_end, length), index)[target] - 1
-    completion_length = length[~prompt]
+    targets = np.fromiter((n for group in groups for n in group.targets()), np.int64)
     tensor = torch.from_numpy
     return FlatBatch(
         input_ids=tensor(input_ids),
         position_ids=tensor(position),
         predictor_index=tensor(predictor),
         target_ids=tensor(input_ids[target]),
-        target_completion=tensor(np.repeat(np.arange(len(completion_length)), completion_length)),
+        target_completion=tensor(np.repeat(np.arange(len(targets)), targets)),
         end_index=tensor(end[~prompt] - 1),
-        lengths=tensor(completion_length),
+        lengths=tensor(targets),
         completion_group=tensor(group_of[~prompt]),
         rows=tensor(np.fromiter((group.row for group in groups), np.int64, len(groups))),
         spans=_spans(start.tolist(), end.tolist(), is_prompt),

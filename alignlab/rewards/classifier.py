@@ -25,7 +25,7 @@ from alignlab.rewards.reward import fingerprint
 from alignlab.run import content_key
 
 if TYPE_CHECKING:
-    from alignlab.data.reviews import Review
+    from alignlab.data.sources.reviews import Review
 
 VERSION = 1  # raise it when features, training or calibration change
 OPENING = 40  # words of the short texts that are trained and reported on
@@ -80,9 +80,9 @@ class Fitted:
 
 def content() -> str:
     """Key of the fitted classifier: code version, recipe and the reviews it is trained on."""
-    from alignlab.data.files import fingerprint_of
-    from alignlab.data.reviews import VERSION as reviews_version
-    from alignlab.data.reviews import _path
+    from alignlab.data.rows.files import fingerprint_of
+    from alignlab.data.sources.reviews import VERSION as reviews_version
+    from alignlab.data.sources.reviews import _path
 
     data = fingerprint_of([_path()], ["reviews", reviews_version])
     return content_key(
@@ -111,7 +111,7 @@ def _load(folder: Path) -> Fitted:
 
 
 def _train(folder: Path) -> None:
-    from alignlab.data.reviews import _reviews
+    from alignlab.data.sources.reviews import _reviews
 
     began = time.perf_counter()
     reviews = _reviews()

@@ -161,6 +161,7 @@ def write(
                 "prompt_ids": token.prompt.tolist(),
                 "completion_ids": [c.tolist() for c in token.completions],
                 "truncated": list(token.truncated),
+                "masks": [None if mask is None else mask.tolist() for mask in token.masks],
                 "meta": dict(group.meta),
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -187,6 +188,7 @@ def read(run: Run, split: str) -> list[TokenGroup]:
                     id=row["id"],
                     truncated=tuple(row["truncated"]),
                     meta=row["meta"],
+                    masks=tuple(None if m is None else np.asarray(m, bool) for m in row["masks"]),
                 )
             )
     return groups

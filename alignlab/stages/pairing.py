@@ -27,7 +27,13 @@ def mismatched(step: Sequence[TokenGroup], data: Sequence[TokenGroup]) -> list[T
         for i, group in enumerate(step)
     ]
     return [
-        replace(group, completions=p.completions, truncated=p.truncated, verdict=NONE)
+        replace(
+            group,
+            completions=p.completions,
+            truncated=p.truncated,
+            masks=p.masks,
+            verdict=NONE,
+        )
         for group, p in zip(step, partners, strict=True)
     ]
 

@@ -269,7 +269,7 @@ class Terms:
         with torch.no_grad():
             sums = completion_sums(backbone, "policy", groups, engine)
             lengths = torch.tensor(
-                [len(c) for g in groups for c in g.completions], device=sums.device
+                [n for g in groups for n in g.targets()], device=sums.device
             )
             policy = arrange(sums, lengths, groups)
             reference = None

@@ -53,7 +53,7 @@ class ReferenceLogps:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, flat)
             self.backbone.drop("reference")
-        lengths = [len(c) for g in groups for c in g.completions]
+        lengths = [n for g in groups for n in g.targets()]
         parts = iter(np.split(flat, np.cumsum(lengths)[:-1]) if lengths else [])
         for group in groups:
             self.logps[content(group)] = [next(parts) for _ in group.completions]
@@ -90,11 +90,13 @@ class ReferenceLogps:
 
 
 def content(group: TokenGroup) -> str:
-    """Hash of a group's token ids."""
+    """Hash of a group's token ids, and of what they leave out of the loss."""
     digest = hashlib.sha256(np.ascontiguousarray(group.prompt, dtype=np.int32).tobytes())
     for completion in group.completions:
         digest.update(b"|")
         digest.update(np.ascontiguousarray(completion, dtype=np.int32).tobytes())
+    for mask in group.masks:
+        digest.update(b"/" if mask is None else b"/" + np.packbits(mask).tobytes())
     return digest.hexdigest()
 
 

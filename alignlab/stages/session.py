@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from alignlab.data.gate import check, require
+from alignlab.data.gate.gate import check, require
 from alignlab.data.order import step_rows
 from alignlab.data.pack import flatten, group_tokens, pack
 from alignlab.engine.distributed import Onlooker
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from alignlab.data.gate import Need
+    from alignlab.data.gate.gate import Need
     from alignlab.data.group import PromptGroup, TokenGroup
     from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine

@@ -125,8 +125,8 @@ def demonstrations(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
 
 
 def completion_tokens(groups: Sequence[TokenGroup]) -> float:
-    """Number of completion tokens in ``groups``: the unit of the SFT loss."""
-    return float(sum(len(c) for g in groups for c in g.completions))
+    """Number of targets in ``groups``: the unit of the SFT loss."""
+    return float(sum(sum(g.targets()) for g in groups))
 
 
 def loss(view: View, packed: Packed) -> tuple[Tensor, Metrics]:

@@ -52,7 +52,7 @@ def texts(case: Case, data_dir: Path | None) -> Iterator[PromptGroup]:
 
 
 def _reviews() -> Iterator[PromptGroup]:
-    from alignlab.data.reviews import Reviews
+    from alignlab.data.sources.reviews import Reviews
     from alignlab.stages.sft import demonstrations
 
     source = Reviews(

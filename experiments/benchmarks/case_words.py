@@ -31,7 +31,7 @@ def as_the_stage_reads_them(
     """Write the rows as words, and return them in the order a stage gets them from that file."""
     from transformers import AutoTokenizer
 
-    from alignlab.data.sources import File
+    from alignlab.data.sources.tables import File
     from alignlab.data.template import Tokenization
 
     def written(group: TokenGroup) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alignlab.data import sources
+from alignlab.data.sources import tables as sources
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "data"
 

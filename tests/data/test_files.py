@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from alignlab.data.files import fingerprint_of, read_rows
+from alignlab.data.rows.files import fingerprint_of, read_rows
 from alignlab.errors import DataError
 
 ROWS = [{"prompt": "p é\u2028x", "completion": "c, 1"}, {"prompt": "q\nr", "completion": 'd "e"'}]

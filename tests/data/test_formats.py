@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignlab.data.formats import FORMATS, detect, read
+from alignlab.data.formats.registry import FORMATS, detect, read
 from alignlab.errors import DataError
 
 U = {"role": "user", "content": "q"}

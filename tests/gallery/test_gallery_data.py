@@ -19,11 +19,11 @@ import torch
 from mutation import catches
 from stage_lab import Caught, Chain, Lab
 
-from alignlab.data.gate import check, require
+from alignlab.data.gate.gate import check, require
 from alignlab.data.group import CHOSEN_REJECTED, DEMONSTRATION, PromptGroup, TokenGroup
 from alignlab.data.order import step_rows
 from alignlab.data.pack import flatten
-from alignlab.data.sources import File
+from alignlab.data.sources.tables import File
 from alignlab.data.template import Tokenization
 from alignlab.errors import DataError
 from alignlab.models.load import resolve
@@ -106,7 +106,7 @@ def by_hand(prompt: Sequence[int], *completions: Sequence[int], **more: Any) -> 
     "if self.adds_bos and not starts_with_bos:",
     "if self.adds_bos:",
 )
-@catches("alignlab.data.token_checks", "strict=True) if n > 1]", "strict=True) if n > 2]")
+@catches("alignlab.data.gate.token_checks", "strict=True) if n > 1]", "strict=True) if n > 2]")
 def test_double_bos(llama3_tokenizer: Any, gemma_tokenizer: Any, plain_tokenizer: Any) -> None:
     """allenai/reward-bench#164; also axolotl-ai-cloud/axolotl#3560, huggingface/trl#1591."""
     for tokenizer in (llama3_tokenizer, gemma_tokenizer):
@@ -149,7 +149,7 @@ def test_bos_before_the_completion(plain_tokenizer: Any, llama3_tokenizer: Any) 
     issue="huggingface/trl#907",
 )
 @catches("alignlab.data.template", "if self.adds_bos and not starts_with_bos:", "if False:")
-@catches("alignlab.data.token_checks", "strict=True) if n == 0]", "strict=True) if n < 0]")
+@catches("alignlab.data.gate.token_checks", "strict=True) if n == 0]", "strict=True) if n < 0]")
 def test_bos_missing(plain_tokenizer: Any) -> None:
     """huggingface/trl#907 (SFT with BOS, DPO without); also unslothai/notebooks#251."""
     bos, eos = plain_tokenizer.bos_token_id, plain_tokenizer.eos_token_id
@@ -178,7 +178,7 @@ def test_bos_missing(plain_tokenizer: Any) -> None:
     "target = np.flatnonzero(np.repeat(~prompt, length))",
     "target = np.setdiff1d(np.flatnonzero(np.repeat(~prompt, length)), end[~prompt] - 1)",
 )
-@catches("alignlab.data.token_checks", "if not cut and last not in ends:", "if False:")
+@catches("alignlab.data.gate.token_checks", "if not cut and last not in ends:", "if False:")
 def test_eos_never_learned(
     plain_tokenizer: Any, chatml_tokenizer: Any, llama3_tokenizer: Any, gemma_tokenizer: Any
 ) -> None:
@@ -207,7 +207,7 @@ def test_eos_never_learned(
 )
 @catches("alignlab.data.template", "if end in ids:", "if False:")
 @catches(
-    "alignlab.data.token_checks",
+    "alignlab.data.gate.token_checks",
     "if last in ends and not turns and (completion[:-1] == last).any():",
     "if False:",
 )
@@ -365,7 +365,7 @@ def test_generation_prompt_in_the_completion(
     issue="huggingface/trl#1282",
 )
 @catches(
-    "alignlab.data.formats",
+    "alignlab.data.formats.registry",
     "return PromptGroup(turns[:-1], (turns[-1:],), DEMONSTRATION)",
     "return PromptGroup(turns[:1], (turns[1:],), DEMONSTRATION)",
 )
@@ -391,7 +391,7 @@ def test_earlier_turns_in_the_loss(chatml_tokenizer: Any, tmp_path: Path) -> Non
     issue="huggingface/transformers#29279",
 )
 @catches(
-    "alignlab.data.content_checks",
+    "alignlab.data.gate.content_checks",
     "if any(opening in text for opening in openings) and any(mark in text for mark in marks):",
     "if False:",
 )
@@ -419,7 +419,7 @@ def test_special_tokens_in_a_text(chatml_tokenizer: Any) -> None:
 )
 @catches("alignlab.data.pack", "if (length == 0).any():", "if False:")
 @catches(
-    "alignlab.data.token_checks",
+    "alignlab.data.gate.token_checks",
     "if any(len(c) == 0 for c in t.completions)]",
     "if any(len(c) < 0 for c in t.completions)]",
 )
@@ -476,7 +476,7 @@ def test_truncation_from_the_wrong_side(llama3_tokenizer: Any) -> None:
     issue="PKU-Alignment/beavertails#4",
 )
 @catches(
-    "alignlab.data.content_checks",
+    "alignlab.data.gate.content_checks",
     "if len(set(keys)) < len(keys) and any(",
     "if len(set(keys)) > len(keys) and any(",
 )
@@ -503,12 +503,12 @@ def test_chosen_is_rejected(plain_tokenizer: Any) -> None:
     issue="OpenRLHF/OpenRLHF#909",
 )
 @catches(
-    "alignlab.data.formats",
+    "alignlab.data.formats.registry",
     "if prompt and chosen.startswith(prompt) and rejected.startswith(prompt):",
     "if False:",
 )
 @catches(
-    "alignlab.data.formats",
+    "alignlab.data.formats.registry",
     "if chosen[:n] == prompt == rejected[:n] and len(chosen) > n < len(rejected):",
     "if False:",
 )
@@ -548,12 +548,12 @@ def test_prompt_inside_chosen_and_rejected(
     issue="huggingface/trl#2578",
 )
 @catches(
-    "alignlab.data.formats",
+    "alignlab.data.formats.registry",
     "return PromptGroup(head, tuple(texts), CHOSEN_REJECTED)",
     "return PromptGroup(head, tuple(texts[::-1]), CHOSEN_REJECTED)",
 )
 @catches(
-    "alignlab.data.formats",
+    "alignlab.data.formats.registry",
     "ranks=tuple(order.index(n) for n in numbers)",
     "ranks=tuple(order[::-1].index(n) for n in numbers)",
 )
@@ -597,7 +597,7 @@ def test_reversed_labels(plain_tokenizer: Any, tmp_path: Path) -> None:
     "a stage refuses to train on prompts of the validation or test split",
     issue="OpenRLHF/OpenRLHF#1089",
 )
-@catches("alignlab.data.content_checks", "if text in there]", "if text in ()]")
+@catches("alignlab.data.gate.content_checks", "if text in there]", "if text in ()]")
 @catches(
     "alignlab.stages.sft",
     'held_out={split: data.load(split) for split in ("validation", "test")},',
@@ -641,7 +641,7 @@ def test_train_and_test_share_a_prompt(chain: Chain, tmp_path: Path) -> None:
     issue="ai-evals-course/recipe-chatbot#36",
 )
 @catches(
-    "alignlab.data.sources",
+    "alignlab.data.sources.tables",
     "keys = [_key(group) for group in groups]",
     "keys = [group.id for group in groups]",
 )

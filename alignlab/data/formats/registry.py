@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alignlab.data.fields import Row, assistant, flag_of, messages_of, number_of, text_of
+from alignlab.data.formats.fields import Row, assistant, flag_of, messages_of, number_of, text_of
 from alignlab.data.group import (
     CHOSEN_REJECTED,
     DEMONSTRATION,

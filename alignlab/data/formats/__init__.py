@@ -1,0 +1,1 @@
+"""From a row to a prompt group: one small function per format."""

@@ -1,0 +1,1 @@
+"""The data gate: known silent data bugs, looked for before a stage trains."""

@@ -1,0 +1,1 @@
+"""Steps that improve a data set: removal of copies, filters, selection, mixing."""
