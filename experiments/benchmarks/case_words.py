@@ -31,7 +31,7 @@ def as_the_stage_reads_them(
     """Write the rows as words, and return them in the order a stage gets them from that file."""
     from transformers import AutoTokenizer
 
-    from alignlab.data.sources.tables import File
+    from alignlab.data.sources.file import File
     from alignlab.data.template import Tokenization
 
     def written(group: TokenGroup) -> dict[str, str]:
@@ -52,10 +52,13 @@ def as_the_stage_reads_them(
         format="auto",
         style="as_is",
         fields={},
+        split_by=None,
         validation=0.0,
         test=0.0,
+        unlabeled=0.0,
         sft=0.5,
         share=True,
+        allow_test=False,
         limit={},
     )
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
