@@ -12,7 +12,9 @@ from alignlab.errors import DataError
 Style = Literal["as_is", "text", "messages"]
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_ROLE = {"Human": "user", "Assistant": "assistant"}
+# HelpSteer writes the turns after a user's first one so.
+_MARKED = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
+_ROLE = {"Human": "user", "User": "user", "Assistant": "assistant"}
 _SPEAKER = {"user": "Human", "assistant": "Assistant"}
 
 
@@ -55,19 +57,57 @@ def with_style(group: PromptGroup, style: Style) -> PromptGroup:
     """Return the group as plain text or as messages, whatever it was; ``as_is`` keeps it.
 
     Plain text becomes one user message and its answer, a transcript its turns; messages become a
-    transcript whose prompt ends with "Assistant:".
+    transcript whose prompt ends with "Assistant:", and of a conversation the last answer is the
+    completion, because nothing in a transcript tells a loss to leave the user's turns out.
+
+    Raises:
+        DataError: text without a prompt as messages; tools, tool calls or weights as text.
     """
     if style == "messages" and isinstance(group.prompt, str):
+        if not group.prompt.strip():
+            raise DataError("text without a prompt cannot be messages. Set data.style=as_is.")
         prompt = _to_messages(group.prompt)
         answers = tuple(_answer_messages(str(c)) for c in group.completions)
         return replace(group, prompt=prompt, completions=answers)
+    group = last_turn(group) if style == "text" else group
     if style == "text" and not isinstance(group.prompt, str):
+        _check_writable(group)
         text = _to_text(group.prompt) + "\n\nAssistant:"
         return replace(group, prompt=text, completions=tuple(map(_answer_text, group.completions)))
     return group
 
 
+def last_turn(group: PromptGroup) -> PromptGroup:
+    """Return a demonstration of several turns with all but its last message as the prompt.
+
+    Other groups are returned as they are.
+    """
+    said = group.completions[0] if group.verdict.kind == "demonstration" else ()
+    if isinstance(group.prompt, str) or isinstance(said, str) or len(said) < 2:
+        return group
+    return replace(group, prompt=group.prompt + said[:-1], completions=(said[-1:],))
+
+
+def _check_writable(group: PromptGroup) -> None:
+    turns = [*group.prompt, *(turn for answer in group.completions for turn in answer)]
+    odd = {"tools"} if group.tools else set()
+    for turn in turns:
+        if isinstance(turn, dict):
+            odd |= {key for key in ("tool_calls", "reasoning_content", "thinking") if key in turn}
+            odd |= {"weight 0"} if turn.get("weight") == 0 else set()
+            odd |= {"role tool"} if turn["role"] == "tool" else set()
+    if odd:
+        raise DataError(
+            f"a transcript has no place for {', '.join(sorted(odd))}. Set data.style=as_is and use "
+            "a tokenizer with a chat template."
+        )
+
+
 def _to_messages(prompt: str) -> tuple[Message, ...]:
+    first, *marked = _MARKED.split(prompt)
+    if marked:
+        turns = [("User", first), *zip(marked[::2], marked[1::2], strict=True)]
+        return tuple({"role": _ROLE[name], "content": text.strip()} for name, text in turns)
     if not is_transcript(prompt):
         return ({"role": "user", "content": prompt.strip()},)
     messages = tuple({"role": _ROLE[name], "content": t.strip()} for _, name, t in _turns(prompt))

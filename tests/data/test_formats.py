@@ -1,18 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from format_rows import U2, A, B, S, U, group
 
 from alignlab.data.formats.registry import FORMATS, detect, read
 from alignlab.errors import DataError
-
-U = {"role": "user", "content": "q"}
-U2 = {"role": "user", "content": "q2"}
-A = {"role": "assistant", "content": "a"}
-B = {"role": "assistant", "content": "b"}
-
-
-def group(row):
-    return read(detect([row]), row)
 
 
 def test_explicit_preference_of_text():
@@ -76,16 +68,40 @@ def test_preference_of_messages_explicit_and_implicit():
 def test_implicit_messages_over_turns():
     made = group({"chosen": [U, A, U2, A], "rejected": [U, A, U2, B]})
     assert (made.prompt, made.completions) == ((U, A, U2), ((A,), (B,)))
+    # where the user's turns differ first, the answer before them belongs to neither prompt: a
+    # completion opens with the assistant (TRL's begins with the user's turn, which is then learnt)
+    made = group({"chosen": [U, A, U, A], "rejected": [U, A, U2, B]})
+    assert (made.prompt, made.completions) == ((U,), ((A, U, A), (A, U2, B)))
     with pytest.raises(DataError, match="no common prompt"):
         group({"chosen": [U, A], "rejected": [U2, B]})
 
 
-@pytest.mark.parametrize(
-    ("label", "thumb"), [(True, True), (0, False), ("true", True), ("0", False), (1.0, True)]
-)
-def test_unpaired(label, thumb):
+@pytest.mark.parametrize("label", [True, 1, "true", 1.0, "desirable", "Thumbs up", "👍", "yes"])
+def test_unpaired_desirable(label):
     made = group({"prompt": "p", "completion": " c", "label": label})
-    assert made.verdict.thumbs == (thumb,)
+    assert made.verdict.thumbs == (True,)
+
+
+@pytest.mark.parametrize("label", [False, 0, "0", -1, "undesirable", "thumbs down", "👎"])
+def test_unpaired_undesirable(label):
+    made = group({"prompt": "p", "completion": " c", "label": label})
+    assert made.verdict.thumbs == (False,)
+
+
+@pytest.mark.parametrize("label", ["maybe", 2, 0.5, "desirablee", [True]])
+def test_unpaired_unclear(label):
+    with pytest.raises(DataError, match="'label' must be true or false"):
+        group({"prompt": "p", "completion": " c", "label": label})
+
+
+def test_unpaired_in_the_words_of_alpaca_and_of_conversations():
+    made = group({"instruction": "i", "input": "x", "output": "o", "kto_tag": False})
+    assert (made.prompt, made.completions) == ("i\n\nx\n\n", ("o",))
+    assert made.verdict.thumbs == (False,)
+    made = group({"messages": [U, A, U2, B], "label": True})
+    assert (made.prompt, made.completions) == ((U, A, U2), ((B,),))
+    with pytest.raises(DataError, match="must end with the answer that is judged"):
+        group({"messages": [U, A, U2], "label": True})
 
 
 def test_prompt_completion():
@@ -107,7 +123,10 @@ def test_scored_ranked_labelled():
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({}, "one of 'scores'"),
+        ({}, "no 'scores' .or ratings, rewards"),
+        ({"scores": [1, 2], "ranks": [1, 2]}, "needs one of 'scores', 'ranks', 'labels'"),
+        ({"scores": [1, True]}, "'scores' must hold numbers, not True"),
+        ({"scores": [1, float("inf")]}, "finite"),
         ({"scores": [1]}, "one value per completion"),
         ({"scores": ["good", "bad"]}, "'scores' must hold numbers"),
         ({"scores": [1, float("nan")]}, "not a number"),
@@ -117,22 +136,6 @@ def test_scored_ranked_labelled():
 def test_scored_errors(extra, message):
     with pytest.raises(DataError, match=message):
         read("scored", {"prompt": "p", "completions": ["x", "y"], **extra})
-
-
-def test_messages_and_sharegpt():
-    assert group({"messages": [U, A]}).completions == ((A,),)
-    assert group({"messages": [U, A, U2]}).completions == ()
-    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-    made = group({"conversations": turns})
-    assert (made.prompt, made.completions) == ((U,), ((A,),))
-    with pytest.raises(DataError, match="an answer but no prompt"):
-        group({"messages": [A]})
-    with pytest.raises(DataError, match="message 2"):
-        group({"messages": [U, {"role": "assistant"}]})
-    with pytest.raises(DataError, match="tool calls"):
-        group({"messages": [U, {**A, "tool_calls": [{}]}]})
-    with pytest.raises(DataError, match="from, value"):
-        group({"conversations": [{"from": "robot", "value": "q"}]})
 
 
 def test_alpaca_and_self_instruct():
@@ -159,7 +162,7 @@ def test_solutions_become_thumbs():
     made = group(row)
     assert made.completions == ("x", "y")
     assert made.verdict.pairs() == ((1, 0),)
-    assert made.meta == {"models": ("small", "large")}
+    assert made.meta == {"models": ["small", "large"]}
 
 
 def test_prompt_only_and_text():
@@ -169,36 +172,107 @@ def test_prompt_only_and_text():
     assert (made.prompt, made.completions) == ("", ("t",))
 
 
+@pytest.mark.parametrize("kind", ["prompt_completion", "preference", "unpaired", "scored"])
+def test_a_system_prompt_makes_any_prompt_messages(kind):
+    rest = {
+        "prompt_completion": {"completion": "a"},
+        "preference": {"chosen": "a", "rejected": "b"},
+        "unpaired": {"completion": "a", "label": 1},
+        "scored": {"completions": ["a"], "scores": [1]},
+    }[kind]
+    made = group({"prompt": "q", "system": "s", **rest})
+    assert made.prompt == (S, U)
+    assert made.completions[0] == (A,)
+    assert group({"prompt": "q", "system": "", **rest}).prompt == (U,)
+    assert group({"prompt": [S, U], "system": "s", **rest}).prompt == (S, U)
+    with pytest.raises(DataError, match="two different system prompts"):
+        group({"prompt": [S, U], "system": "other", **rest})
+
+
+def test_alpaca_with_history_is_a_conversation():
+    row = {"instruction": "q2", "input": "", "output": "b", "history": [["q", "a"]]}
+    made = group(row)
+    assert (made.prompt, made.completions) == ((U,), ((A, U2, B),))
+    made = group(row, turns="last")
+    assert (made.prompt, made.completions) == ((U, A, U2), ((B,),))
+    # an empty history: still messages, so that all rows of a file are
+    assert group({**row, "history": []}).prompt == (U2,)
+    with pytest.raises(DataError, match="'history', pair 2: must be"):
+        group({**row, "history": [["q", "a"], ["q2"]]})
+
+
+def test_alpaca_of_the_hub_has_a_text_too():
+    row = {"instruction": "i", "input": "x", "output": "o", "text": "Below is ..."}
+    assert detect([row]) == "alpaca"
+    assert group(row).prompt == "i\n\nx\n\n"
+
+
+def test_dolly_and_orca():
+    dolly = {"instruction": "i", "context": "c", "response": "r", "category": "qa"}
+    assert detect([dolly]) == "alpaca"
+    assert group(dolly).prompt == "i\n\nc\n\n"
+    orca = {"id": "1", "system_prompt": "s", "question": "q", "response": "a"}
+    assert (group(orca).prompt, group(orca).completions) == ((S, U), ((A,),))
+    intel = {"system": "s", "question": "q", "chosen": "a", "rejected": "b"}
+    assert (group(intel).prompt, group(intel).completions) == ((S, U), ((A,), (B,)))
+
+
+def test_what_stands_beside_a_prompt_is_not_lost():
+    with pytest.raises(DataError, match="'prompt' and 'context' are both there"):
+        group({"prompt": "p", "context": "c", "completion": "a"})
+    made = group({"question": "p", "context": "c", "answer": "a"})
+    assert made.prompt == "p\n\nc\n\n"
+    made = group({"input": "p", "chosen": "a", "rejected": "b"})
+    assert made.prompt == "p\n\n"
+
+
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("solution", "answer"),
     [
-        ({"prompt": "p", "choosen": "a", "rejected": "b"}, "'choosen'.*Did you mean 'chosen'"),
-        ({"prompt": "p", "rejected": "b"}, "'rejected' is there, but chosen is missing"),
-        ({"prompt": "p", "completions": "b", "scores": [1]}, "must be a list"),
-        ({"completion": "b"}, "prompt is missing"),
-        ({"foo": 1, "bar": 2}, "no format has the fields foo, bar"),
-        ({"question": "q"}, "no format"),
-        ({"prompt": 3, "completion": "c"}, "'prompt' must be text or a list of messages"),
-        ({"chosen": "x", "rejected": [A]}, "both be text or both be messages"),
+        (r"so $\boxed{4}$", "4"),
+        (r"first \boxed{3}, then \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{ x_{1}^{2} }", "x_{1}^{2}"),
+        (r"\fbox{no} \boxed 5", "5"),
+        (r"\boxed{a \\}", r"a \\"),  # a line break, not an escaped brace
+        ("steps\n#### 1,234", "1,234"),
     ],
 )
-def test_what_cannot_be_read_says_why(row, message):
-    with pytest.raises(DataError, match=message):
-        group(row)
+def test_final_answers(solution, answer):
+    assert group({"problem": "p", "solution": solution}).meta["answer"] == answer
+    assert group({"problem": "p", "answer": solution}).meta["answer"] == answer
 
 
-def test_a_row_without_a_needed_field():
-    with pytest.raises(DataError, match=r"no 'completion', which.*Did you mean 'complation'"):
-        read("prompt_completion", {"prompt": "p", "complation": "c"})
-    with pytest.raises(DataError, match="Did you mean 'alpaca'"):
-        read("alpacca", {})
+def test_a_stated_answer_wins_over_the_box():
+    made = group({"problem": "p", "solution": r"\boxed{3}", "answer": "three"})
+    assert made.meta["answer"] == "three"
+    assert "answer" not in group({"problem": "p", "solution": "no box"}).meta
+    with pytest.raises(DataError, match="opened and never closed"):
+        group({"problem": "p", "solution": r"\boxed{\frac{1}{2}"})
 
 
-def test_fields_that_are_empty_in_every_row_do_not_count():
-    row = {"prompt": "p", "completion": "c", "label": None, "chosen": None}
-    assert detect([row]) == "prompt_completion"
+def test_a_truth_to_check_by():
+    assert group({"prompt": "p", "ground_truth": 7}).meta["answer"] == "7"
+    tulu = {"messages": [U], "ground_truth": "4", "dataset": "math"}
+    made = group(tulu)
+    assert (made.prompt, made.completions, made.meta["answer"]) == ((U,), (), "4")
+    verl = {"prompt": [U], "reward_model": {"style": "rule", "ground_truth": "4"}}
+    assert group(verl).meta == {"answer": "4"}
+    text = {"prompt": [U], "reward_model": '{"ground_truth": "4"}'}  # Parquet may hold JSON text
+    assert group(text).meta == {"answer": "4"}
+    evals = {"input": [U], "ideal": ["a", "b"]}  # OpenAI's evals
+    assert (group(evals).prompt, group(evals).meta) == ((U,), {"answer": ["a", "b"]})
+    with pytest.raises(DataError, match="no 'ground_truth'"):
+        group({"prompt": [U], "reward_model": {"style": "rule"}})
 
 
-def test_every_format_is_documented():
+def test_multiple_choice_is_not_taken_for_an_answer():
+    with pytest.raises(DataError, match="'choices' makes it multiple choice"):
+        group({"question": "q", "choices": ["a", "b"], "answer": 1})
+
+
+def test_every_format_says_what_it_is():
     for name, form in FORMATS.items():
         assert form.read.__doc__, name
+    with pytest.raises(DataError, match="Did you mean 'alpaca'"):
+        read("alpacca", {})
