@@ -1,172 +1,219 @@
-"""Checks of the content: verdicts, repetitions, leaks, special tokens in a text."""
+"""Checks of the text: empty completions, special tokens, seams, the prompts of a pair."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 
-from alignlab.data.gate.finding import Batch, Finding
-from alignlab.data.group import Text, TokenGroup
+from alignlab.data.gate.check import Check, Found, RowCheck, found
+from alignlab.data.gate.chunk import Chunk, Facts
+from alignlab.data.gate.limits import Share
+from alignlab.data.gate.tally import Tally
+from alignlab.data.group import PromptGroup, Text
+
+REPEATED_PROMPT = 20  # characters from which a completion that begins with its prompt repeats it
 
 
-def no_rows(batch: Batch) -> Iterator[Finding]:
+class NoRows(Check):
     """An empty split."""
-    if not batch.groups:
-        yield Finding(
-            "error",
-            "no_rows",
-            0,
-            (),
-            "There are no rows",
-            "Check data.limit, the shares, the file.",
-        )
+
+    rows = 0
+
+    def see(self, chunk: Chunk) -> None:
+        """Count rows."""
+        self.rows += len(chunk.groups)
+
+    def findings(self) -> Iterator[Found]:
+        """An error if there are none."""
+        if not self.rows:
+            advice = "Check data.limit, the shares, the file."
+            yield Found("error", "no_rows", 0, (), "There are no rows", advice)
 
 
-def empty(batch: Batch) -> Iterator[Finding]:
-    """Completions without a word."""
-    blank = [
-        t.row
-        for g, t in zip(batch.groups, batch.tokens, strict=True)
-        if any(not _content(c).strip() for c in g.completions)
-    ]
-    yield from batch.finding(
-        "warning",
-        "empty_completion",
-        blank,
-        "A completion is empty: it teaches to stop at once",
-        "Drop these rows if that is not meant.",
-    )
+class Empty(Check):
+    """Completions without a word, before truncation."""
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.tally, self.empty, self.completions = Tally(), 0, 0
+
+    def see(self, chunk: Chunk) -> None:
+        """Count completions that are only white space."""
+        blank = []
+        for row, answers in enumerate(chunk.answer_texts):
+            here = sum(not answer or answer.isspace() for answer in answers)
+            self.completions += len(answers)
+            if here:
+                self.empty += here
+                blank.append(row)
+        self.tally.add(chunk.start, blank)
+
+    def findings(self) -> Iterator[Found]:
+        """One finding if their share is above the limit."""
+        limit = self.facts.limits.empty_completion
+        severity = limit.severity(self.empty, self.completions)
+        if severity is not None:
+            yield from found(
+                severity,
+                "empty_completion",
+                self.tally,
+                f"A completion is empty ({self.empty} of {self.completions}): it teaches to stop "
+                "at once",
+                "Drop these rows if that is not meant; check which field was read as completion.",
+            )
 
 
-def same_completions(batch: Batch) -> Iterator[Finding]:
-    """Pairs whose two sides are the same tokens: their loss is a constant."""
-    rows = []
-    for group in batch.tokens:
-        keys = [c.tobytes() for c in group.completions]
-        if len(set(keys)) < len(keys) and any(keys[i] == keys[j] for i, j in group.verdict.pairs()):
-            rows.append(group.row)
-    yield from batch.finding(
-        "error" if rows and len(rows) == len(batch.tokens) else "warning",
-        "chosen_is_rejected",
-        rows,
-        "A better and a worse completion are the same tokens",
-        "Drop these rows, or raise max_completion if they differ only further on.",
-    )
-
-
-def needed_verdict(batch: Batch) -> Iterator[Finding]:
-    """The verdicts must be of use to the method."""
-    useful: dict[str, Callable[[TokenGroup], bool]] = {
-        "demonstration": lambda t: bool(t.completions) and bool(t.verdict),
-        "pairs": lambda t: bool(t.verdict.pairs()),
-        "thumbs": lambda t: any(thumb is not None for thumb in t.verdict.desirable()),
-    }
-    if batch.need not in useful:
-        return
-    rows = [t.row for t in batch.tokens if not useful[batch.need](t)]
-    all_of_them = len(rows) == len(batch.tokens)
-    kinds = sorted({t.verdict.kind for t in batch.tokens})
-    yield from batch.finding(
-        "error" if all_of_them else "warning",
-        "verdict_missing",
-        rows,
-        f"The method needs {batch.need}; verdicts here are: {', '.join(kinds)}",
-        "Use data with such a verdict, or annotate samples first."
-        if all_of_them
-        else "These rows are left out (ties and single completions give no pair).",
-    )
-
-
-def one_sided(batch: Batch) -> Iterator[Finding]:
-    """Thumbs that all point the same way leave nothing to tell apart."""
-    thumbs = [thumb for t in batch.tokens for thumb in t.verdict.thumbs]
-    if thumbs and len(set(thumbs)) == 1:
-        rows = [t.row for t in batch.tokens if t.verdict.thumbs]
-        yield from batch.finding(
-            "error" if batch.need in ("pairs", "thumbs") else "warning",
-            "labels_all_same",
-            rows,
-            f"Every label is {thumbs[0]}",
-            "Check that the label field was read as meant (true = desirable).",
-        )
-
-
-def special_text(batch: Batch) -> Iterator[Finding]:
+class SpecialText(RowCheck):
     """Special tokens written in a text become control tokens.
 
     One BOS at the start of a prompt and one EOS at the end of a completion are what the tokenised
     form has anyway, so they are no finding.
     """
-    tokenizer = batch.tokenizer
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
-    marks = sorted(mark for mark in special if len(mark) > 2)
-    openings = {mark[:2] for mark in marks}  # hundreds of marks share a few openings
-    rows = []
-    for group, tokens in zip(batch.groups, batch.tokens, strict=True):
-        prompt = _content(group.prompt).removeprefix(tokenizer.bos_token or "")
-        answers = [
-            _content(c).rstrip().removesuffix(tokenizer.eos_token) for c in group.completions
-        ]
+
+    code = "special_token_in_text"
+    message = "A text contains a special token of the tokenizer, which ends or starts turns"
+    advice = "Remove it from the text."
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.openings = sorted({mark[:2] for mark in facts.marks})  # hundreds of marks share few
+        self.advice = f"Remove it from the text. Special tokens: {' '.join(facts.marks[:12])}"
+
+    def look(self, chunk: Chunk) -> Iterable[int]:
+        """Rows with a mark of the template in their text."""
+        texts = zip(chunk.prompt_texts, chunk.answer_texts, strict=True)
+        return [row for row, (prompt, answers) in enumerate(texts) if self._in(prompt, answers)]
+
+    def _in(self, prompt: str, answers: list[str]) -> bool:
         text = "\x00".join((prompt, *answers))
-        if any(opening in text for opening in openings) and any(mark in text for mark in marks):
-            rows.append(tokens.row)
-    yield from batch.finding(
-        "error",
-        "special_token_in_text",
-        rows,
-        "A text contains a special token of the tokenizer, which ends or starts turns",
-        f"Remove it from the text. Special tokens: {' '.join(marks[:12])}",
-    )
+        if not any(opening in text for opening in self.openings):
+            return False
+        tokenizer = self.facts.tokenizer
+        prompt = prompt.removeprefix(tokenizer.bos_token or "")
+        ends = [answer.rstrip().removesuffix(tokenizer.eos_token) for answer in answers]
+        text = "\x00".join((prompt, *ends))
+        return any(mark in text for mark in self.facts.marks)
 
 
-def seam(batch: Batch) -> Iterator[Finding]:
+class Seam(RowCheck):
     """Prompt and completion of plain text that run into each other without a space."""
-    if batch.sampled:
-        return
-    rows = []
-    for group, tokens in zip(batch.groups, batch.tokens, strict=True):
-        if not group.prompt or not isinstance(group.prompt, str):
-            continue
-        starts = [str(c)[:1] for c in group.completions]
-        if group.prompt[-1].isalnum() and any(start.isalnum() for start in starts):
-            rows.append(tokens.row)
-    yield from batch.finding(
-        "warning",
-        "no_space_between",
-        rows,
-        "Prompt and completion run into one word",
-        "Begin completions with a space or end prompts with a line break; or data.style=messages.",
+
+    severity = "warning"
+    code = "no_space_between"
+    message = "Prompt and completion run into one word"
+    advice = (
+        "Begin completions with a space or end prompts with a line break; or data.style=messages."
     )
 
-
-def leakage(batch: Batch) -> Iterator[Finding]:
-    """Prompts that occur in another split too."""
-    here = [_content(group.prompt).strip().lower() for group in batch.groups]
-    for split, groups in batch.other.items():
-        there = {_content(group.prompt).strip().lower() for group in groups} - {""}
-        rows = [t.row for text, t in zip(here, batch.tokens, strict=True) if text in there]
-        yield from batch.finding(
-            "error",
-            "prompt_in_two_splits",
-            rows,
-            f"Prompts occur in the split '{split}' too",
-            "Held-out numbers would be memory. Remove them from one of the splits.",
-        )
+    def look(self, chunk: Chunk) -> Iterable[int]:
+        """Rows whose prompt ends and whose completion begins in a word."""
+        if self.facts.sampled:
+            return ()
+        return [row for row, group in enumerate(chunk.groups) if _glued(group)]
 
 
-def repeated(batch: Batch) -> Iterator[Finding]:
-    """Whole rows that occur more than once."""
-    seen: set[tuple[bytes, ...]] = set()
-    rows = []
-    for group in batch.tokens:
-        key = (group.prompt.tobytes(), *(c.tobytes() for c in group.completions))
-        if key in seen and group.completions:
-            rows.append(group.row)
-        seen.add(key)
-    yield from batch.finding(
-        "warning", "repeated_row", rows, "A row occurs more than once", "Drop the copies."
-    )
+class PromptInPair(RowCheck):
+    """Completions of one prompt that answer different prompts.
+
+    One side of a pair repeats the prompt and the other does not; or the two sides are dialogues
+    whose user says different things before the answer that is judged.
+    """
+
+    code = "prompt_mismatch"
+    message = "The completions of one prompt do not answer the same prompt"
+    advice = "Give both sides one prompt: a field 'prompt', and only answers in the completions."
+
+    def look(self, chunk: Chunk) -> Iterable[int]:
+        """Rows whose completions begin with prompts of their own that differ."""
+        return [row for row, group in enumerate(chunk.groups) if _mismatched(group)]
+
+    def limit(self) -> Share:
+        """A few such rows are noise, many are a field that was misread."""
+        return self.facts.limits.prompt_mismatch
 
 
-def _content(text: Text) -> str:
-    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
+class PromptRepeated(RowCheck):
+    """Completions that all begin with the whole prompt again."""
+
+    severity = "warning"
+    code = "prompt_in_completion"
+    message = "The completions begin with the prompt again: it would be a target"
+    advice = "Leave the prompt out of the completions."
+
+    def look(self, chunk: Chunk) -> Iterable[int]:
+        """Rows whose completions all repeat the prompt."""
+        return [row for row, group in enumerate(chunk.groups) if all(_repeats(group) or [False])]
+
+
+class SameCompletions(Check):
+    """Pairs whose two sides are the same tokens: their loss is a constant."""
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.tally, self.rows, self.only_cut = Tally(), 0, 0
+
+    def see(self, chunk: Chunk) -> None:
+        """Compare the tokens of every better and worse completion."""
+        self.rows += len(chunk.tokens)
+        keys, first = chunk.completion_keys.tolist(), chunk.first.tolist()
+        same = []
+        for row, tokens in enumerate(chunk.tokens):
+            own = keys[first[row] : first[row + 1]]
+            if len(set(own)) == len(own):
+                continue
+            pairs = [(i, j) for i, j in tokens.verdict.pairs() if own[i] == own[j]]
+            if pairs:
+                same.append(row)
+                texts = chunk.groups[row].completions
+                self.only_cut += all(texts[i] != texts[j] for i, j in pairs)
+        self.tally.add(chunk.start, same)
+
+    def findings(self) -> Iterator[Found]:
+        """One finding; says how many rows differ before truncation."""
+        limit: Share = self.facts.limits.chosen_is_rejected
+        severity = limit.severity(self.tally.count, self.rows)
+        if severity is not None:
+            after = f" ({self.only_cut} only after truncation)" if self.only_cut else ""
+            yield from found(
+                severity,
+                "chosen_is_rejected",
+                self.tally,
+                f"A better and a worse completion are the same tokens{after}",
+                "Drop these rows, or raise max_completion if they differ only further on.",
+            )
+
+
+def _glued(group: PromptGroup) -> bool:
+    prompt = group.prompt
+    if not prompt or not isinstance(prompt, str) or not prompt[-1].isalnum():
+        return False
+    return any(str(c)[:1].isalnum() for c in group.completions)
+
+
+def _repeats(group: PromptGroup) -> list[bool]:
+    prompt = group.prompt
+    if not isinstance(prompt, str):
+        return [
+            not isinstance(c, str) and len(c) > len(prompt) and c[: len(prompt)] == prompt
+            for c in group.completions
+        ]
+    if len(prompt) < REPEATED_PROMPT:
+        return []
+    return [isinstance(c, str) and c.startswith(prompt) for c in group.completions]
+
+
+def _mismatched(group: PromptGroup) -> bool:
+    if len(group.completions) < 2:
+        return False
+    if any(isinstance(c, str) or len(c) > 1 for c in group.completions):
+        repeats = _repeats(group)
+        if any(repeats) and not all(repeats):
+            return True
+    asked = {_asked(completion) for completion in group.completions}
+    return len(asked) > 1
+
+
+def _asked(completion: Text) -> tuple[str, ...]:
+    """What users say inside a completion, before its last message."""
+    if isinstance(completion, str) or len(completion) < 2:
+        return ()
+    return tuple(str(m.get("content")) for m in completion[:-1] if m["role"] == "user")

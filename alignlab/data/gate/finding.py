@@ -1,15 +1,13 @@
-"""What a check of the data gate sees and says."""
+"""What the data gate says: one finding for all rows that show the same thing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from alignlab.data.group import PromptGroup, TokenGroup
+from dataclasses import dataclass
+from typing import Literal
 
 Severity = Literal["error", "warning"]
 Need = Literal["", "prompt", "demonstration", "pairs", "thumbs"]
+SHOWN = 8  # rows that a finding names
 
 
 @dataclass(frozen=True)
@@ -18,26 +16,29 @@ class Finding:
 
     severity: Severity
     code: str
-    count: int
+    count: int  # rows that show it
     rows: tuple[int, ...]  # the first few
     message: str
     advice: str
+    places: tuple[str, ...] = ()  # file and line of ``rows``, "" where a row has none
 
+    def where(self) -> str:
+        """Name the first rows: by file and line where they have one, else by their number."""
+        if not self.rows:
+            return ""
+        known = [
+            place or f"row {row}" for place, row in zip(self._places(), self.rows, strict=True)
+        ]
+        starts = {place.rpartition(" ")[0] for place in known}
+        if len(known) > 1 and len(starts) == 1:  # "pairs.jsonl, line 3, 9, 12"
+            [start] = starts
+            known = [known[0], *(place.removeprefix(f"{start} ") for place in known[1:])]
+        more = ", …" if self.count > len(known) else ""
+        return ", ".join(known) + more
 
-@dataclass(frozen=True)
-class Batch:
-    """Everything a check may look at: groups as text and as tokens, in the same order."""
+    def counted(self) -> str:
+        """How many rows, and which are the first: ``2 rows: pairs.jsonl, line 3, 9``."""
+        return f"{self.count} row{'s' * (self.count != 1)}: {self.where()}"
 
-    groups: Sequence[PromptGroup]
-    tokens: Sequence[TokenGroup]
-    tokenizer: Any
-    need: Need = ""
-    other: Mapping[str, Sequence[PromptGroup]] = field(default_factory=dict)  # split -> groups
-    sampled: bool = False  # completions come from a policy: short or cut ones are its doing
-
-    def finding(
-        self, severity: Severity, code: str, rows: Sequence[int], message: str, advice: str
-    ) -> Iterator[Finding]:
-        """Yield one finding, or none if no row shows it."""
-        if rows:
-            yield Finding(severity, code, len(rows), tuple(rows[:8]), message, advice)
+    def _places(self) -> tuple[str, ...]:
+        return self.places or ("",) * len(self.rows)

@@ -1,0 +1,78 @@
+"""Sizes of a split: rows, tokens, lengths and what truncation takes, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from alignlab.data.gate.chunk import Chunk
+from alignlab.data.gate.tally import Histogram
+from alignlab.data.gate.truncation_checks import cut_tokens, kept_tokens
+
+QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a split holds, in tokens after truncation unless it says otherwise."""
+
+    rows: int
+    completions: int
+    tokens: int
+    targets: int  # tokens that a loss counts
+    lost_tokens: int  # cut off
+    truncated_rows: int
+    verdicts: Mapping[str, int]  # kind -> rows
+    scripts: Mapping[str, float]  # most frequent script of a row -> share of the rows
+    prompt: tuple[int, ...]  # quantiles of the tokens of a prompt: 0, 50, 90, 99, 100 %
+    completion: tuple[int, ...]  # the same of a completion
+    row: tuple[int, ...]  # the same of a whole row, before truncation
+
+
+class Sizes:
+    """Accumulates `Statistics`."""
+
+    def __init__(self) -> None:
+        self.rows = self.completions = self.targets = self.lost = self.truncated = 0
+        self.verdicts: Counter[str] = Counter()
+        self.prompt, self.completion, self.row = Histogram(), Histogram(), Histogram()
+
+    def see(self, chunk: Chunk) -> None:
+        """Count the next rows."""
+        lost = cut_tokens(chunk)
+        cut = lost > 0
+        cut[chunk.completions.owner[chunk.truncated]] = True
+        self.rows += len(chunk.tokens)
+        self.completions += len(chunk.completions.lengths)
+        self.targets += sum(
+            sum(map(len, t.completions)) if not t.masks else sum(t.targets()) for t in chunk.tokens
+        )
+        self.lost += int(lost.sum())
+        self.truncated += int(np.count_nonzero(cut))
+        self.verdicts.update(t.verdict.kind for t in chunk.tokens)
+        self.prompt.add(chunk.prompts.lengths)
+        self.completion.add(chunk.completions.lengths)
+        self.row.add(kept_tokens(chunk) + lost)
+
+    def statistics(self, scripts: Mapping[str, float]) -> Statistics:
+        """Return the numbers so far."""
+        quantiles = [
+            tuple(found.quantile(share) for share in QUANTILES)
+            for found in (self.prompt, self.completion, self.row)
+        ]
+        return Statistics(
+            rows=self.rows,
+            completions=self.completions,
+            tokens=self.prompt.total() + self.completion.total(),
+            targets=self.targets,
+            lost_tokens=self.lost,
+            truncated_rows=self.truncated,
+            verdicts=dict(self.verdicts),
+            scripts=dict(scripts),
+            prompt=quantiles[0],
+            completion=quantiles[1],
+            row=quantiles[2],
+        )
