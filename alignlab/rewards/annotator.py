@@ -31,6 +31,8 @@ class Annotation:
     scores: tuple[float, ...]  # (k,) gold scores
     perceived: tuple[float, ...]  # (k,) gold scores with noise: what was ranked
     flipped: bool  # the ranking was turned round
+    votes: tuple[tuple[int, ...], ...] = ()  # of a panel: the ranks that each member gave
+    agreement: float | None = None  # of a panel: share of equal votes, over members and pairs
 
 
 @dataclass(frozen=True, kw_only=True)

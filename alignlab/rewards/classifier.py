@@ -80,7 +80,7 @@ class Fitted:
 
 def content() -> str:
     """Key of the fitted classifier: code version, recipe and the reviews it is trained on."""
-    from alignlab.data.rows.files import fingerprint_of
+    from alignlab.data.rows.fingerprint import fingerprint_of
     from alignlab.data.sources.reviews import VERSION as reviews_version
     from alignlab.data.sources.reviews import _path
 
