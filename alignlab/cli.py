@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from alignlab import __version__
-from alignlab.errors import AlignlabError
+from alignlab.errors import AlignlabError, ConfigError
 
 EPILOG = """\
 overrides are Hydra's: group=option chooses a file of conf/, path.to.key=value sets a field.
@@ -16,6 +17,18 @@ overrides are Hydra's: group=option chooses a file of conf/, path.to.key=value s
   alignlab run  pipeline=preference objective=ipo      SFT, annotation, IPO, evaluation
   alignlab run  -m objective=dpo,ipo seed=0,1,2        a sweep: shared stages are trained once
   alignlab run  data.path=pairs.jsonl backbone=smollm2 your own data
+  alignlab data check pairs.jsonl                      is it fit to train on?
+"""
+
+DATA_EPILOG = """\
+  alignlab data check pairs.jsonl                      every split, with the default tokenizer
+  alignlab data check pairs.jsonl backbone=smollm2 tokens=dialogue --html check.html
+  alignlab data check data=hub data.id=owner/name objective=kto --json
+  alignlab data preview pairs.jsonl backbone=smollm2   what a stage would train on, token by token
+
+`check` loads no model. It exits with 0 if nothing stands against training on the data, with 1 if
+it found errors, and with 2 if the configuration is refused or no format reads the file. From which
+share on a finding counts is set by the `gate` group: gate.tokens_truncated.error=0.5.
 """
 
 
@@ -70,6 +83,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     report.add_argument("study", help="its name, as `alignlab run` printed it")
     report.add_argument("--open", action="store_true", help="open the page in a browser")
+    _data_command(
+        command("data", "look at data before training: check it, or see its tokens", _data)
+    )
     runs = command("runs", "what is in the store", _runs)
     runs.add_argument(
         "action",
@@ -95,6 +111,28 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     return parser, commands
 
 
+def _data_command(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = DATA_EPILOG
+    parser.add_argument(
+        "action",
+        choices=("check", "preview"),
+        help="check: the gate, all splits; preview: the tokens a stage would train on",
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="[FILE] [overrides]",
+        help="a data file or folder (else the configured data); group=option or path.to.key=value",
+    )
+    parser.add_argument("--split", help="only this split; check: or several, as sft,test")
+    parser.add_argument("--html", metavar="PAGE", help="also write a self-contained page")
+    parser.add_argument("--json", action="store_true", help="check: one JSON object")
+    parser.add_argument("--rows", type=int, metavar="N", help="preview: rows to show (default 3)")
+    parser.add_argument("--row", type=int, metavar="N", help="preview: the first of them, from 0")
+    parser.add_argument("--ids", action="store_true", help="preview: show token ids too")
+
+
 def _overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="group=option or path.to.key=value")
     parser.add_argument(
@@ -118,6 +156,47 @@ def _report(parsed: argparse.Namespace) -> int:
     from alignlab.commands.study import report
 
     return report(parsed.study, open_it=parsed.open)
+
+
+def _data(parsed: argparse.Namespace) -> int:
+    file, overrides = _file_and_overrides(parsed.words)
+    if parsed.action == "check":
+        shows = {"--rows": parsed.rows is not None, "--row": parsed.row is not None}
+        _refuse_flags("check", {**shows, "--ids": parsed.ids})
+        from alignlab.commands.data_check import check
+
+        splits = [name for name in (parsed.split or "").split(",") if name]
+        return check(file, overrides, as_json=parsed.json, html=parsed.html, splits=splits)
+    _refuse_flags("preview", {"--json": parsed.json})
+    from alignlab.commands.data_preview import preview
+
+    rows = 3 if parsed.rows is None else parsed.rows
+    split = parsed.split or "sft"
+    options = {"ids": parsed.ids, "html": parsed.html, "split": split, "row": parsed.row}
+    return preview(file, overrides, rows=rows, **options)
+
+
+def _refuse_flags(action: str, given: dict[str, bool]) -> None:
+    wrong = [flag for flag, is_given in given.items() if is_given]
+    if wrong:
+        raise ConfigError(f"{', '.join(wrong)}: `alignlab data {action}` has no such option.")
+
+
+def _file_and_overrides(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Tell the data file from overrides: it has no ``=``, or it is there under this very name."""
+    files = [word for word in words if not _is_override(word)]
+    if len(files) > 1:
+        raise ConfigError(
+            f"{' and '.join(files)}: one data file at a time; an override is key=value. Several "
+            "files: a folder, or data=mixture."
+        )
+    return next(iter(files), None), [word for word in words if _is_override(word)]
+
+
+def _is_override(word: str) -> bool:
+    if word.startswith("~") and not word.startswith("~/"):
+        return True  # Hydra: remove a key
+    return "=" in word and not os.path.exists(word)  # noqa: PTH110 (pathlib is not needed here)
 
 
 def _runs(parsed: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from alignlab.errors import ConfigError, did_you_mean
@@ -29,7 +29,28 @@ def ordered(stages: Mapping[str, Stage]) -> list[str]:
         order.extend(ready)
         for name in ready:
             del waiting[name]
+    _check_templates(order, stages)
     return order
+
+
+def _check_templates(order: Sequence[str], stages: Mapping[str, Stage]) -> None:
+    """Refuse a chat template that changes between stages; null takes the one of the inputs."""
+    used: dict[str, str | None] = {}
+    for name in order:
+        backbone = getattr(stages[name], "backbone", None)
+        if backbone is None:  # pretraining makes a model without a template
+            continue
+        inputs = {r: s for r, s in stages[name].inputs.items() if s in used}
+        first = next((used[source] for source in inputs.values()), None)
+        used[name] = first if backbone.template is None else backbone.template
+        for role, source in inputs.items():
+            if used[source] != used[name]:
+                mine, theirs = (t or "the tokenizer's own" for t in (used[name], used[source]))
+                raise ConfigError(
+                    f"stages.{name}.backbone.template: the stage would write its prompts with the "
+                    f"chat template {mine}, and its input {role} ('{source}') with {theirs}. One "
+                    "template goes through all stages: set backbone.template, not one stage's."
+                )
 
 
 def _check_edge(name: str, role: str, source: str, stages: Mapping[str, Stage]) -> None:

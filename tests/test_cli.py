@@ -48,7 +48,7 @@ print([name for name in {HEAVY} if name in sys.modules])
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "[]"
     assert min(seconds) < 0.3
-    for name in ("run", "plan", "report", "runs", "reproduce", "export", "chat", "doctor"):
+    for name in ("run", "plan", "report", "runs", "reproduce", "export", "chat", "doctor", "data"):
         assert f"    {name} " in done.stdout or f"    {name}\n" in done.stdout
 
 
@@ -64,6 +64,8 @@ print([name for name in {HEAVY} if name in sys.modules])
         "alignlab.commands.runs",
         "alignlab.commands.reproduce",
         "alignlab.commands.models",
+        "alignlab.commands.data_check",
+        "alignlab.commands.data_setup",
     ],
 )
 def test_no_module_of_the_door_imports_torch(module: str) -> None:

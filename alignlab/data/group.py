@@ -125,6 +125,16 @@ class PromptGroup:
         """Whether prompt and completions are messages (a chat template applies) or plain text."""
         return not isinstance(self.prompt, str)
 
+    def demonstration(self) -> Self | None:
+        """Return the best completion as a demonstration; None where nothing is worth imitating.
+
+        That is a group without completions, or one of which every thumb is down.
+        """
+        if not self.completions or (self.verdict.thumbs and not any(self.verdict.thumbs)):
+            return None
+        best = self.completions[self.verdict.best()]
+        return replace(self, completions=(best,), verdict=DEMONSTRATION)
+
     def keep(self, indices: Sequence[int]) -> Self:
         """Return the group with some of its completions, in the order of ``indices``."""
         kept = tuple(self.completions[i] for i in indices)

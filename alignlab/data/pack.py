@@ -16,27 +16,42 @@ def group_tokens(group: TokenGroup) -> int:
     return len(group.prompt) + sum(map(len, group.completions))
 
 
-def pack(sizes: Sequence[int], budget: int) -> list[list[int]]:
+def pack(sizes: Sequence[int] | np.ndarray, budget: int) -> list[list[int]]:
     """Bins of item indices whose sizes add up to at most ``budget``: first-fit decreasing.
 
     An item larger than the budget gets a bin of its own. Deterministic: items of equal size are
     placed by index; bins come in order of creation, the largest item first, indices ascending.
+    Items of one size are placed together, so the time grows with the number of distinct sizes.
     """
     if budget < 1:
         raise ValueError(f"The token budget must be positive, not {budget}.")
     values = np.asarray(sizes, dtype=np.int64)
-    free = np.zeros(len(values), dtype=np.int64)  # room left; bins beyond `len(bins)` are not open
-    bins: list[list[int]] = []
-    for item in np.argsort(-values, kind="stable").tolist():
-        size = int(values[item])
-        fits = free[: len(bins)] >= size
-        target = int(fits.argmax()) if fits.any() else len(bins)
-        if target == len(bins):
-            bins.append([])
-            free[target] = max(budget, size)
-        bins[target].append(item)
-        free[target] -= size
-    return [sorted(members) for members in bins]
+    if not len(values):
+        return []
+    order = np.argsort(-values, kind="stable")
+    ordered = values[order]
+    begin = np.flatnonzero(np.diff(ordered, prepend=ordered[0] + 1))
+    home = np.empty(len(values), dtype=np.int64)  # bin of each item, in decreasing order
+    room = np.zeros(len(values), dtype=np.int64)  # room left; bins from `opened` on are not open
+    usable, opened = np.zeros(0, dtype=np.int64), 0  # open bins that the smallest item still fits
+    for first, last in zip(begin.tolist(), [*begin[1:].tolist(), len(values)], strict=True):
+        size, count = int(ordered[first]), last - first
+        usable = usable[room[usable] >= ordered[-1]]
+        fits = np.minimum(room[usable] // size, count) if size else np.full(len(usable), count)
+        taken = np.diff(np.minimum(np.cumsum(fits), count), prepend=0)
+        placed = int(taken.sum())
+        home[first : first + placed] = np.repeat(usable, taken)
+        room[usable] -= taken * size
+        each = max(budget // size, 1) if size else count
+        new = opened + np.arange(count - placed) // each
+        home[first + placed : last] = new
+        if len(new):
+            fresh = np.arange(opened, int(new[-1]) + 1)
+            room[fresh] = max(budget, size) - np.bincount(new - opened) * size
+            usable, opened = np.concatenate([usable, fresh]), int(new[-1]) + 1
+    members = np.lexsort((order, home))
+    ends = np.cumsum(np.bincount(home))[:-1]
+    return [part.tolist() for part in np.split(order[members], ends)]
 
 
 def flatten(groups: Sequence[TokenGroup]) -> FlatBatch:

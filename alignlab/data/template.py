@@ -9,16 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from alignlab.data.group import NONE, Message, PromptGroup, Text, TokenGroup
+from alignlab.data.group import NONE, PromptGroup, TokenGroup
+from alignlab.data.rendering import ChatTemplate
+from alignlab.data.seams import Encoder
+from alignlab.data.turns import Turns, Written, encode_turns, write_chat, write_plain
 from alignlab.errors import DataError
 
-VERSION = 1  # part of the fingerprint: raise it when the token stream changes
+VERSION = 2  # part of the fingerprint: raise it when the token stream changes
+
+
+_Body = tuple[list[int], "np.ndarray | None"]  # ids without the end token; mask with it
 
 
 class Tokenization:
@@ -30,14 +36,17 @@ class Tokenization:
     because a first token needs a predictor.
 
     *Messages*: prompt and completion are cut from the chat template's own rendering; the completion
-    ends with the template's end-of-turn token.
+    ends with the template's end-of-turn token. In a completion of several messages, or with
+    messages of weight 0, the turns of the assistant that count are found by token and the rest is
+    masked; what follows its last message is left out.
 
     Args:
         tokenizer: a transformers tokenizer.
         max_prompt: longer prompts lose tokens on the left, after BOS; counted in
             ``meta["prompt_cut"]``.
-        max_completion: longer completions (EOS counted) are cut on the right and have no EOS.
-        template: a chat template as Jinja text or a ``.jinja`` file; None = the tokenizer's own.
+        max_completion: longer completions (EOS counted) are cut on the right and have no EOS;
+            ``meta["completion_cut"]`` counts the tokens that each lost.
+        template: Jinja text of a chat template; None = the tokenizer's own.
     """
 
     def __init__(
@@ -57,9 +66,18 @@ class Tokenization:
         self.tokenizer = tokenizer
         self.max_prompt = max_prompt
         self.max_completion = max_completion
-        if template is not None and template.endswith(".jinja"):
-            template = Path(template).read_text(encoding="utf-8")
-        self.template: str | None = template or getattr(tokenizer, "chat_template", None)
+        self._arguments = (tokenizer, max_prompt, max_completion, template)
+        self.chat = ChatTemplate(tokenizer, template or getattr(tokenizer, "chat_template", None))
+        self._encoder = Encoder(tokenizer)
+
+    def __reduce__(self) -> tuple[type[Tokenization], tuple[Any, ...]]:
+        """Another process makes its own, from the same arguments."""
+        return type(self), self._arguments
+
+    @property
+    def template(self) -> str | None:
+        """Text of the chat template, None without one."""
+        return self.chat.text
 
     @cached_property
     def adds_bos(self) -> bool:
@@ -77,13 +95,12 @@ class Tokenization:
     @cached_property
     def end_of_turn(self) -> int:
         """Id that ends an assistant's message in the chat template, else EOS."""
-        prompt: list[Message] = [{"role": "user", "content": "a"}]
-        answer: list[Message] = [{"role": "assistant", "content": "b"}]
-        head = self._render([prompt], generation=True)[0]
-        whole = self._render([prompt + answer], generation=False)[0]
-        tail = self._encode([_after(head, whole, "the probe conversation")])[0]
-        found = (token for token in tail if token in self.special_ids)
-        return next(found, self.tokenizer.eos_token_id)
+        text = self.chat.end_text
+        return int(
+            self.tokenizer.eos_token_id
+            if text is None
+            else self.tokenizer.convert_tokens_to_ids(text)
+        )
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -104,8 +121,7 @@ class Tokenization:
         self, groups: Sequence[PromptGroup], rows: Iterable[int] | None = None
     ) -> list[TokenGroup]:
         """Tokenise the prompts only, with the same ids as `groups` gives them."""
-        bare = [PromptGroup(g.prompt, (), NONE, g.id, g.meta) for g in groups]
-        return self.groups(bare, rows)
+        return self.groups([replace(g, completions=(), verdict=NONE) for g in groups], rows)
 
     def groups(
         self, groups: Sequence[PromptGroup], rows: Iterable[int] | None = None
@@ -116,21 +132,26 @@ class Tokenization:
             DataError: messages without a chat template, or a template that renders a prompt
                 differently once an answer follows.
         """
-        texts = [""] * len(groups)
-        tails: list[tuple[str, ...]] = [()] * len(groups)
-        for conversational, write in ((False, self._plain), (True, self._chat)):
+        written: list[Written] = [("", ())] * len(groups)
+        for conversational, write in ((False, write_plain), (True, self._chat)):
             members = [i for i, g in enumerate(groups) if g.conversational == conversational]
-            written = write([groups[i] for i in members]) if members else []
-            for i, (text, tail) in zip(members, written, strict=True):
-                texts[i], tails[i] = text, tail
-        heads = self._encode(texts)
-        joined = [text + c for text, tail in zip(texts, tails, strict=True) for c in tail]
-        wholes = iter(self._encode(joined))
+            for i, one in zip(members, write([groups[i] for i in members]), strict=True):
+                written[i] = one
+        heads, together = self._encoder.continued(
+            [text for text, _ in written],
+            [[tail for tail in tails if isinstance(tail, str)] for _, tails in written],
+        )
+        wholes = iter(together)
         numbers = range(len(groups)) if rows is None else rows
         result = []
-        for group, row, head, tail in zip(groups, numbers, heads, tails, strict=True):
+        for group, row, head, (_, tails) in zip(groups, numbers, heads, written, strict=True):
             end = self.end_of_turn if group.conversational else self.tokenizer.eos_token_id
-            bodies = [self._completion(head, next(wholes), text, end) for text in tail]
+            bodies = [
+                self._completion(head, next(wholes), tail, end)
+                if isinstance(tail, str)
+                else self._turns(tail, end)
+                for tail in tails
+            ]
             result.append(self._assemble(group, row, head, bodies, end))
         return result
 
@@ -146,83 +167,41 @@ class Tokenization:
         vocabulary = backend.to_str() if backend else json.dumps(self.tokenizer.get_vocab())
         special = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.adds_bos]
         limits = [VERSION, self.max_prompt, self.max_completion]
-        content = json.dumps([vocabulary, self.template, special, limits])
+        templates = [self.chat.text, self.chat.tool_text]
+        content = json.dumps([vocabulary, templates, special, limits])
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        return self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )["input_ids"]
+    def _chat(self, groups: list[PromptGroup]) -> list[Written]:
+        return write_chat(self.chat, groups, self.tokenizer.eos_token) if groups else []
 
-    def _plain(self, groups: list[PromptGroup]) -> list[tuple[str, tuple[str, ...]]]:
-        written = []
-        for group in groups:
-            if not all(isinstance(completion, str) for completion in group.completions):
-                raise DataError(
-                    f"Group {group.id!r} has a text prompt and messages as completion. "
-                    "Write both as text or both as messages."
-                )
-            written.append((str(group.prompt), tuple(map(str, group.completions))))
-        return written
-
-    def _chat(self, groups: list[PromptGroup]) -> list[tuple[str, tuple[str, ...]]]:
-        prompts = [_messages(group.prompt) for group in groups]
-        heads = self._render(prompts, generation=True)
-        answered = [
-            prompt + _messages(completion)
-            for prompt, group in zip(prompts, groups, strict=True)
-            for completion in group.completions
-        ]
-        wholes = iter(self._render(answered, generation=False))
-        return [
-            (head, tuple(_after(head, next(wholes), f"group {g.id!r}") for _ in g.completions))
-            for head, g in zip(heads, groups, strict=True)
-        ]
-
-    def _render(self, conversations: list[Any], *, generation: bool) -> list[str]:
-        if not conversations:
-            return []
-        if not self.template:
-            raise DataError(
-                "The data are messages, but the tokenizer has no chat template. Ways out: a "
-                "backbone with a chat template, a template of your own (template=FILE.jinja), or "
-                "data as plain text (for files: data.style=text)."
-            )
-        try:
-            return self.tokenizer.apply_chat_template(
-                conversations,
-                chat_template=self.template,
-                add_generation_prompt=generation,
-                tokenize=False,
-            )
-        except Exception as error:  # Jinja templates raise whatever their author chose
-            raise DataError(f"The chat template refuses a conversation: {error}") from error
-
-    def _completion(self, head: list[int], whole: list[int], text: str, end: int) -> list[int]:
+    def _completion(self, head: list[int], whole: list[int], text: str, end: int) -> _Body:
         """Ids of a completion after its prompt's ids, without the end token.
 
         Where the tokenizer merges across the seam, the ids of the prompt would differ from those
         the sampler starts from. Then the completion is encoded on its own, so that prompt and
         completion still spell the text.
         """
-        ids = whole[len(head) :] if whole[: len(head)] == head else self._alone(head, whole, text)
+        if whole[: len(head)] == head:
+            ids = whole[len(head) :]
+        else:
+            ids = self._encoder.continuation(head, whole, text)(text)
+        return self._body(ids, end), None
+
+    def _turns(self, turns: Turns, end: int) -> _Body:
+        """Ids and mask of a completion of several turns, without the end token of the last."""
+        ids, mask = encode_turns(self._encoder, turns)
+        body = self._body(ids, end)
+        return body, np.append(mask[: len(body)], turns.last_counts)
+
+    def _body(self, ids: list[int], end: int) -> list[int]:
         if end in ids:  # a template writes the end of turn, and often a line break after it
             last = len(ids) - 1 - ids[::-1].index(end)
             if not self.decode(ids[last + 1 :]).strip():
-                ids = ids[:last]
+                return ids[:last]
         return ids
 
-    def _alone(self, head: list[int], whole: list[int], text: str) -> list[int]:
-        anchor = self._encode(["\n"])[0]  # SentencePiece writes a space before a text's first word
-        anchored = self._encode(["\n" + text])[0][len(anchor) :]
-        choices = (self._encode([text])[0], anchored)
-        wanted = self.decode(whole)
-        return next((ids for ids in choices if self.decode(head + ids) == wanted), choices[0])
-
     def _assemble(
-        self, group: PromptGroup, row: int, head: list[int], bodies: list[list[int]], end: int
+        self, group: PromptGroup, row: int, head: list[int], bodies: list[_Body], end: int
     ) -> TokenGroup:
         bos = self.tokenizer.bos_token_id
         starts_with_bos = bos is not None and head[:1] == [bos]
@@ -234,31 +213,19 @@ class Tokenization:
         if cut:
             head = [bos, *head[cut + 1 :]] if starts_with_bos else head[cut:]
         limit = self.max_completion
-        whole = [[*body, end] for body in bodies]
-        truncated = tuple(limit is not None and len(ids) > limit for ids in whole)
+        whole = [[*body, end] for body, _ in bodies]
+        masks = tuple(mask if mask is None else mask[:limit] for _, mask in bodies)
+        lost = tuple(0 if limit is None else max(0, len(ids) - limit) for ids in whole)
+        cuts: dict[str, Any] = {"prompt_cut": cut} if cut else {}
+        if any(lost):
+            cuts["completion_cut"] = lost
         return TokenGroup(
             prompt=np.array(head, dtype=np.int32),
             completions=tuple(np.array(ids[:limit], dtype=np.int32) for ids in whole),
             verdict=group.verdict,
             row=row,
             id=group.id,
-            truncated=truncated,
-            meta={**group.meta, "prompt_cut": cut} if cut else group.meta,
+            truncated=tuple(tokens > 0 for tokens in lost),
+            meta={**group.meta, **cuts} if cuts else group.meta,
+            masks=masks if any(mask is not None for mask in masks) else (),
         )
-
-
-def _messages(text: Text) -> list[Message]:
-    return [{"role": "assistant", "content": text}] if isinstance(text, str) else list(text)
-
-
-def _after(head: str, whole: str, where: str) -> str:
-    if not whole.startswith(head):
-        pairs = zip(head, whole, strict=False)
-        same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(whole))
-        raise DataError(
-            f"The chat template writes the prompt of {where} differently when an answer follows: "
-            f"{head[same : same + 40]!r} became {whole[same : same + 40]!r}. What is "
-            "sampled would not be what is trained. Use a template whose prompt part does not "
-            "depend on the answer."
-        )
-    return whole[len(head) :]

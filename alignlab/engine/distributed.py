@@ -34,6 +34,7 @@ class Engine:
     device: Literal["auto", "cpu", "cuda"]
     token_budget: Annotated[int, Range(min=1)]  # tokens of a micro-batch: memory, not mathematics
     threads: Annotated[int, Range(min=1)] | None  # torch threads of a process; None: torch's choice
+    data_workers: Annotated[int, Range(min=0)]  # processes that tokenise beside this one
     zero: Annotated[int, Range(min=0, max=3)]  # DeepSpeed ZeRO stage; 0: whole states everywhere
     deterministic: bool  # only deterministic kernels, an error where there is none
     checkpoint_every_seconds: Annotated[float, Range(min=0)]  # 0: after every step

@@ -28,6 +28,7 @@ from alignlab.models.heads import FILE as HEAD_FILE
 from alignlab.models.heads import ScalarHead
 from alignlab.models.layout import Layout, layout_for
 from alignlab.models.load import BackboneConfig, resolve, set_modes
+from alignlab.models.templates import require_same_template, template_hash, use_template
 from alignlab.models.view import View, autocast
 from alignlab.models.weights import compute_dtype, load_model, store, weights_sha256
 
@@ -80,8 +81,11 @@ class Backbone:
         if not (folder / "config.json").is_file():
             raise ConfigError(f"{folder} is not a whole model (no config.json); merge it first.")
         self._base_name, self._folder = name, folder
+        self._settled = False  # whether the tokenizer is that of a run
         self.__dict__.pop("base_sha256", None)
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: PreTrainedTokenizerBase = use_template(
+            AutoTokenizer.from_pretrained(folder), self.config.template
+        )
         self.model_config = AutoConfig.from_pretrained(folder)
         self.layout = self._choose_layout()
         self.dtype = compute_dtype(self.config.dtype, self.device)
@@ -141,6 +145,8 @@ class Backbone:
             raise ValueError(f"A view needs a new name of small letters, not {name!r}.")
         self._refuse_while_active("add")
         own = self._prepare(source) if source else None
+        if source and (source / "tokenizer_config.json").is_file():
+            self._take_tokenizer(source)
         digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
         with torch.random.fork_rng():
             torch.manual_seed(int.from_bytes(digest[:4], "little"))
@@ -167,11 +173,19 @@ class Backbone:
             self._change_base(made["base"], resolve(made["base"], self._cache), source)
             if made["base_sha256"] != self.base_sha256:
                 raise ConfigError(f"{source}: its base model {made['base']} has changed since.")
-        elif not self.views and (source / "tokenizer_config.json").is_file():
-            from transformers import AutoTokenizer
-
-            self.tokenizer = AutoTokenizer.from_pretrained(source)
         return source
+
+    def _take_tokenizer(self, source: Path) -> None:
+        """Go on with the tokenizer of a run, whose chat template must be the one configured."""
+        from transformers import AutoTokenizer
+
+        theirs = AutoTokenizer.from_pretrained(source)
+        settled = bool(self.views) or self._settled
+        if settled or self.config.template is not None:
+            mine, other = template_hash(self.tokenizer), template_hash(theirs)
+            require_same_template(mine, other, source.parent.name)
+        if not settled:
+            self.tokenizer, self._settled = theirs, True
 
     def _change_base(self, name: str, folder: Path, source: Path) -> None:
         if self.views:

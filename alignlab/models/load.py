@@ -39,6 +39,7 @@ class BackboneConfig:
     dtype: Literal["auto", "float32", "bfloat16"]
     layout: Literal["auto", "grouped", "padded"]
     gradient_checkpointing: bool
+    template: str | None = None  # null, a name of `templates.NAMES` or a .jinja file
 
 
 def resolve(path: str, store_cache: Path, revision: str | None = None) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from alignlab.data.gate.limits import Limits
 from alignlab.errors import DataError
 from alignlab.models.load import BackboneConfig
 from alignlab.rollout.sampling import Sampling
@@ -42,6 +43,7 @@ class Annotate(Stage):
 
     backbone: BackboneConfig
     data: Spec
+    gate: Limits
     annotator: Spec
     max_prompt: Annotated[int, Range(min=1)]
     max_completion: Annotated[int, Range(min=1)]
@@ -53,7 +55,8 @@ class Annotate(Stage):
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Write ``annotations.jsonl``: one prompt group with its verdict per line."""
         from alignlab.data.template import Tokenization
-        from alignlab.stages.session import inspect, open_backbone
+        from alignlab.models.templates import template_hash
+        from alignlab.stages.session import inspect, keep_card, open_backbone
 
         run = engine.workers().own(run)
         data = build(self.data)
@@ -81,12 +84,15 @@ class Annotate(Stage):
             run,
             need="pairs" if pairs else "thumbs",
             held_out=held_out,
+            limits=self.gate,
             sampled=bool(missing),
         )
+        keep_card(data, run)
         if engine.workers().is_main:
             write(run.path / FILE, ordered, rows, self.validation_share)
         run.update_record(
             label=self.label or "annotations",
+            template=template_hash(backbone.tokenizer),
             prompts=len(groups),
             completions=sum(len(g.completions) for g in ordered),
             summary={
@@ -103,6 +109,7 @@ class Annotate(Stage):
         run: Run,
     ) -> list[tuple[PromptGroup, TokenGroup]]:
         """Sample completions for ``groups`` and have them ranked."""
+        from alignlab.rewards.agreement import agreement_of
         from alignlab.rollout.rollout import sample_rollout
 
         prompts = tokenization.prompts(groups)
@@ -116,6 +123,8 @@ class Annotate(Stage):
             annotation = annotator.annotate(group, texts, self.seed)
             verdict = annotation.verdict
             meta = {**group.meta, "gold": annotation.scores, "flipped": annotation.flipped}
+            if annotation.votes:  # of a panel
+                meta |= {"votes": annotation.votes, "agreement": annotation.agreement}
             out.append(
                 (
                     replace(group, completions=tuple(texts), verdict=verdict, meta=meta),
@@ -124,7 +133,10 @@ class Annotate(Stage):
             )
         total, _ = backbone.parameter_counts("policy")
         run.update_record(
-            params_total=total, tokens_sampled=rollout.tokens, flops=2.0 * total * rollout.tokens
+            params_total=total,
+            tokens_sampled=rollout.tokens,
+            flops=2.0 * total * rollout.tokens,
+            agreement=agreement_of([group.meta.get("votes", ()) for group, _ in out]),
         )
         return out
 
@@ -207,6 +219,20 @@ def require_verdicts(groups: Sequence[TokenGroup], annotations: Run, least: int 
             " better and a worse completion of one prompt; equal scores are ties). Annotate more"
             " prompts, or use a method that fits the verdicts, such as objective=kto for thumbs."
         )
+
+
+def require_own_template(annotations: Run, backbone: Backbone) -> None:
+    """Refuse annotations whose prompts were written with another chat template than the backbone's.
+
+    Raises:
+        ConfigError: names both templates.
+    """
+    from alignlab.models.templates import require_same_template, template_hash
+
+    record = annotations.record
+    if "template" in record:
+        mine = template_hash(backbone.tokenizer)
+        require_same_template(mine, record["template"], annotations.name)
 
 
 def verdict_of(values: Mapping[str, Any]) -> Verdict:

@@ -64,15 +64,18 @@ class Evaluate(Stage):
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Write one row per sample to ``samples.jsonl`` and the means to the record."""
         from alignlab.data.template import Tokenization
+        from alignlab.models.templates import template_hash
         from alignlab.rollout.rollout import sample_rollout
-        from alignlab.stages.session import open_backbone
+        from alignlab.stages.session import keep_card, open_backbone
 
         run = engine.workers().own(run)
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
         backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
-        groups = build(self.data).load(self.split)[: self.prompts]
+        data = build(self.data)
+        groups = data.load(self.split)[: self.prompts]
+        keep_card(data, run)
         prompts = tokenization.prompts(groups)
         with backbone.view("policy") as view:
             rollout = sample_rollout(
@@ -102,6 +105,7 @@ class Evaluate(Stage):
         run.update_record(
             label=self.label or policy.get("label") or inputs["policy"].kind,
             best_of=self.best_of,
+            template=template_hash(backbone.tokenizer),
             policy=inputs["policy"].path.name,
             reference=inputs["reference"].path.name,
             prompts=len(groups),

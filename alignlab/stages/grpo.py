@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from alignlab.data.gate.limits import Limits
 from alignlab.engine.optimizer import Optimizer
 from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
@@ -46,6 +47,7 @@ class GRPO(Stage):
 
     backbone: BackboneConfig
     data: Spec
+    gate: Limits
     reward: Spec | None
     max_prompt: Annotated[int, Range(min=1)]
     max_completion: Annotated[int, Range(min=1)]
@@ -84,7 +86,7 @@ class GRPO(Stage):
         from alignlab.data.template import Tokenization
         from alignlab.engine.loop import train
         from alignlab.stages.grpo_work import GRPOWork
-        from alignlab.stages.online import Scorer, require_prompts_for_all
+        from alignlab.stages.online import Scorer, prompts_of, require_prompts_for_all
         from alignlab.stages.session import finish_training, open_backbone
 
         require_prompts_for_all(engine, self.rollout_batch)
@@ -92,8 +94,7 @@ class GRPO(Stage):
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
-        groups = build(self.data).load("preference")[: self.prompts]
-        prompts = tokenization.prompts(groups)
+        prompts = prompts_of(build(self.data), self.prompts, tokenization, run, self.gate)
         if self.kl_coef > 0:
             backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
         scorer = Scorer(backbone, inputs.get("reward"), self.reward, engine)

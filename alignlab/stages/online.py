@@ -10,17 +10,20 @@ import numpy as np
 import torch
 
 from alignlab.data.pack import flatten
+from alignlab.data.sources.source import policy_prompts
 from alignlab.engine.work import Micro
 from alignlab.errors import ConfigError
 from alignlab.spec import Spec, build
-from alignlab.stages.session import Metrics, split
+from alignlab.stages.session import Metrics, inspect, keep_card, split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
+    from alignlab.data.gate.limits import Limits
     from alignlab.data.group import TokenGroup
+    from alignlab.data.sources.source import Source
     from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone
@@ -55,6 +58,21 @@ class Experience:
         """Completion indices of the named groups, in order."""
         starts = np.cumsum([0, *(len(g.completions) for g in self.groups)])
         return [c for g in groups for c in range(starts[g], starts[g + 1])]
+
+
+def prompts_of(
+    data: Source, most: int, tokenization: Tokenization, run: Run, limits: Limits
+) -> list[TokenGroup]:
+    """Return at most ``most`` prompts that a policy samples from, after the data gate.
+
+    Prompts that are evaluated on must not be among them.
+    """
+    groups = [g.keep([]) for g in policy_prompts(data, most)]
+    prompts = tokenization.prompts(groups)
+    held_out = {name: data.load(name) for name in ("validation", "test")}
+    inspect(groups, prompts, tokenization, run, need="prompt", limits=limits, held_out=held_out)
+    keep_card(data, run)
+    return prompts
 
 
 def require_prompts_for_all(engine: Engine, rollout_batch: int) -> None:

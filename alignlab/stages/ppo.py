@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from alignlab.data.gate.limits import Limits
 from alignlab.engine.optimizer import Optimizer
 from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
@@ -44,6 +45,7 @@ class PPO(Stage):
 
     backbone: BackboneConfig
     data: Spec
+    gate: Limits
     reward: Spec | None
     max_prompt: Annotated[int, Range(min=1)]
     max_completion: Annotated[int, Range(min=1)]
@@ -81,12 +83,12 @@ class PPO(Stage):
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Alternate sampling and updates until ``iterations`` are done."""
+        from alignlab.data.group import PromptGroup
         from alignlab.data.template import Tokenization
         from alignlab.engine.loop import train
-        from alignlab.stages.online import Scorer, require_prompts_for_all
+        from alignlab.stages.online import Scorer, prompts_of, require_prompts_for_all
         from alignlab.stages.ppo_work import PPOWork
         from alignlab.stages.session import finish_training, open_backbone, tokenize
-        from alignlab.stages.sft import demonstrations
 
         require_prompts_for_all(engine, self.rollout_batch)
         run = engine.workers().own(run)
@@ -94,12 +96,20 @@ class PPO(Stage):
         backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
         data = build(self.data)
-        groups = data.load("preference")[: self.prompts]
-        prompts = tokenization.prompts(groups)
-        ptx: list[TokenGroup] = []
+        prompts = prompts_of(data, self.prompts, tokenization, run, self.gate)
+        ptx: Sequence[TokenGroup] = ()
         if self.ptx_coef > 0:
-            shown = demonstrations(data.load("sft"))[: self.ptx_rows or None]
-            ptx = tokenize(shown, tokenization, run, need="demonstration")
+            ptx = tokenize(
+                data,
+                "sft",
+                tokenization,
+                run,
+                engine,
+                need="demonstration",
+                limits=self.gate,
+                select=PromptGroup.demonstration,
+                rows=self.ptx_rows or None,
+            )
         reward = inputs.get("reward")
         backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
         source = reward.model_dir if reward is not None else inputs["init"].model_dir

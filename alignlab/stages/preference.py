@@ -76,7 +76,7 @@ class Preference(Stage):
         from alignlab.data.order import steps_of
         from alignlab.engine.loop import train
         from alignlab.objectives.declaration import declaration
-        from alignlab.stages.annotate import read
+        from alignlab.stages.annotate import read, require_own_template
         from alignlab.stages.pairing import all_mismatched
         from alignlab.stages.reference import ReferenceLogps
         from alignlab.stages.session import cache_of, finish_training, open_backbone
@@ -93,6 +93,7 @@ class Preference(Stage):
             reference.prepare([*groups, *held_out])
             run.update_record(reference=inputs["reference"].path.name)
         backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
+        require_own_template(inputs["annotations"], backbone)
         terms = Terms(function(self.objective), need, reference)
 
         work = self._work(groups, terms, backbone, engine)
@@ -268,9 +269,7 @@ class Terms:
         describe: Any = pair_metrics if paired else single_metrics
         with torch.no_grad():
             sums = completion_sums(backbone, "policy", groups, engine)
-            lengths = torch.tensor(
-                [n for g in groups for n in g.targets()], device=sums.device
-            )
+            lengths = torch.tensor([n for g in groups for n in g.targets()], device=sums.device)
             policy = arrange(sums, lengths, groups)
             reference = None
             if self.reference is not None:

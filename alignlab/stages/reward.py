@@ -56,7 +56,7 @@ class Reward(Stage):
         """Train the scalar head and its backbone on the annotated rankings."""
         from alignlab.data.order import steps_of
         from alignlab.engine.loop import train
-        from alignlab.stages.annotate import read, require_verdicts
+        from alignlab.stages.annotate import read, require_own_template, require_verdicts
         from alignlab.stages.session import OfflineWork, finish_training, open_backbone
 
         run = engine.workers().own(run)
@@ -65,6 +65,7 @@ class Reward(Stage):
         require_verdicts(groups, inputs["annotations"])
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         backbone.add("reward", source=inputs["init"].model_dir, trainable=True, head=True)
+        require_own_template(inputs["annotations"], backbone)
         objective = function(self.objective)
 
         def loss(view: View, packed: Packed) -> tuple[Tensor, Metrics]:

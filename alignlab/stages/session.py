@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from alignlab.data.gate.gate import Need
+    from alignlab.data.gate.gate import Finding, Limits, Need
     from alignlab.data.group import PromptGroup, TokenGroup
+    from alignlab.data.prepared import Prepared, Select
+    from alignlab.data.sources.source import Source
     from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone, View
@@ -43,17 +45,49 @@ def open_backbone(
 
 
 def tokenize(
-    groups: Sequence[PromptGroup],
+    data: Source,
+    split: str,
     tokenization: Tokenization,
     run: Run,
+    engine: Engine,
     *,
     need: Need,
-    held_out: Mapping[str, Sequence[PromptGroup]] | None = None,
-) -> list[TokenGroup]:
-    """Tokenise ``groups`` and pass them through the gate: errors stop, warnings are recorded."""
-    tokens = tokenization.groups(groups)
-    inspect(groups, tokens, tokenization, run, need=need, held_out=held_out)
+    limits: Limits | None = None,
+    held_out: Sequence[str] = (),
+    select: Select | None = None,
+    rows: int | None = None,
+) -> Prepared:
+    """Tokens of one split of ``data``, through the gate: errors stop, warnings are recorded.
+
+    They are kept in the store by content, so another run on the same rows finds them. ``held_out``
+    are the splits whose prompts must not occur in this one; ``select`` is applied to every group
+    (None leaves it out) and ``rows`` is the most that are taken.
+    """
+    from alignlab.data.prepared import prepare
+
+    tokens = prepare(
+        data,
+        split,
+        tokenization,
+        cache_of(run),
+        need=need,
+        limits=limits,
+        held_out=held_out,
+        select=select,
+        rows=rows,
+        workers=engine.data_workers,
+    )
+    _heed(tokens.findings, run)
+    keep_card(data, run)
     return tokens
+
+
+def keep_card(data: Source, run: Run) -> None:
+    """Write what was done to the rows that were read so far into the run record."""
+    from alignlab.data.sources.source import Carded
+
+    if isinstance(data, Carded):
+        run.update_record(data_card=data.card())
 
 
 def inspect(
@@ -63,20 +97,28 @@ def inspect(
     run: Run,
     *,
     need: Need,
-    held_out: Mapping[str, Sequence[PromptGroup]] | None = None,
+    limits: Limits | None = None,
+    held_out: Mapping[str, Iterable[PromptGroup]] | None = None,
     sampled: bool = False,
 ) -> None:
-    """Run the data gate over what a stage is about to train on.
+    """Run the data gate over groups at hand that a stage is about to train on.
 
     ``held_out`` are the splits whose prompts must not occur in ``groups``; ``sampled`` completions
-    come from a policy, so being cut off is no fault of the data.
+    come from a policy, so being cut off is no fault of the data; ``limits`` say from which share
+    of the rows on a finding counts.
     """
-    findings = check(
-        groups, tokens, tokenization.tokenizer, need=need, other=held_out, sampled=sampled
+    tokenizer = tokenization.tokenizer
+    found = check(
+        groups, tokens, tokenizer, need=need, other=held_out, sampled=sampled, limits=limits
     )
+    _heed(found, run)
+
+
+def _heed(findings: Sequence[Finding], run: Run) -> None:
+    """Record warnings, and stop at errors."""
     for finding in findings:
         if finding.severity == "warning":
-            run.warn(f"data: {finding.message} ({finding.count} rows)")
+            run.warn(f"data: {finding.message} ({finding.counted()})")
     require(findings)
 
 
@@ -173,6 +215,7 @@ def finish_training(
     ``forward_tokens`` were sampled or scored without a backward pass, at 2 FLOPs per parameter.
     """
     from alignlab.models.memory import training_flops
+    from alignlab.models.templates import template_hash
 
     if not isinstance(run, Onlooker):
         backbone.save(view, run.model_dir)
@@ -181,6 +224,7 @@ def finish_training(
     run.update_record(
         params_total=total,
         params_trained=trained,
+        template=template_hash(backbone.tokenizer),
         updates=result.steps,
         prompts=result.steps * batch,
         completions=round(result.steps * batch * completions),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from alignlab.data.gate.limits import Limits
 from alignlab.engine.optimizer import Optimizer
 from alignlab.engine.stopping import EarlyStopping
 from alignlab.errors import DataError
@@ -39,6 +40,7 @@ class SFT(Stage):
 
     backbone: BackboneConfig
     data: Spec
+    gate: Limits
     max_prompt: Annotated[int, Range(min=1)]
     max_completion: Annotated[int, Range(min=1)]
     rows: Annotated[int, Range(min=1)] | None
@@ -52,6 +54,7 @@ class SFT(Stage):
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Train on the ``sft`` split; keep the policy (adapter or model) in the run folder."""
+        from alignlab.data.group import PromptGroup
         from alignlab.data.order import steps_of
         from alignlab.data.template import Tokenization
         from alignlab.engine.loop import train
@@ -71,11 +74,16 @@ class SFT(Stage):
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
         data = build(self.data)
         groups = tokenize(
-            demonstrations(data.load("sft"))[: self.rows],
+            data,
+            "sft",
             tokenization,
             run,
+            engine,
             need="demonstration",
-            held_out={split: data.load(split) for split in ("validation", "test")},
+            limits=self.gate,
+            held_out=("validation", "test"),
+            select=PromptGroup.demonstration,
+            rows=self.rows,
         )
         held_out = tokenization.groups(
             demonstrations(data.load("validation"))[: self.evaluate_rows]
@@ -111,17 +119,9 @@ class SFT(Stage):
         return training_estimate(self.backbone, cache, tokens=steps * self.batch * per_group)
 
 
-def demonstrations(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
-    """Keep the completion that each group's verdict calls best: what there is to imitate."""
-    from dataclasses import replace
-
-    from alignlab.data.group import DEMONSTRATION
-
-    return [
-        replace(g, completions=(g.completions[g.verdict.best()],), verdict=DEMONSTRATION)
-        for g in groups
-        if g.completions
-    ]
+def demonstrations(groups: Iterable[PromptGroup]) -> list[PromptGroup]:
+    """What there is to imitate in every group that has it."""
+    return [shown for group in groups if (shown := group.demonstration()) is not None]
 
 
 def completion_tokens(groups: Sequence[TokenGroup]) -> float:

@@ -53,7 +53,8 @@ class Stage(ABC):
     # 2: short rows' attention and target logits in bfloat16 are rounded otherwise.
     version: ClassVar[int] = 2
     roles: ClassVar[Mapping[str, Role]] = {}
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"label"})  # fields that change no number
+    # Fields that change no number: a name, and what the data gate lets pass.
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"label", "gate"})
 
     seed: int
     inputs: Mapping[str, str]
@@ -81,11 +82,14 @@ class Stage(ABC):
     def fingerprint(self) -> str:
         """Fingerprint of what the stage reads by itself: its data set, its base model's files."""
         from alignlab.models.identity import identity
+        from alignlab.models.templates import template_identity
 
         data, backbone = getattr(self, "data", None), getattr(self, "backbone", None)
         parts = [build(data).fingerprint() if isinstance(data, Spec) else ""]
         if backbone is not None:
             parts.append(identity(backbone.path, backbone.revision))
+            if backbone.template is not None:
+                parts.append(template_identity(backbone.template))
         return " ".join(parts)
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:

@@ -41,6 +41,7 @@ def engine_of(job: Mapping[str, Any]) -> Any:
         device="auto",
         token_budget=job["options"].get("token_budget", 4096),
         threads=job["threads"],
+        data_workers=0,
         zero=0,
         deterministic=False,
         checkpoint_every_seconds=86400,

@@ -64,3 +64,18 @@ def test_keep_reorders_completions_and_verdict():
     assert kept.completions == ("b", "a")
     assert kept.verdict.ranks == (0, 2)
     assert kept.verdict.pairs() == ((0, 1),)
+
+
+def test_what_is_imitated_is_the_best_completion_and_never_one_of_thumbs_down():
+    def shown(verdict):
+        group = PromptGroup("p", ("a", "b"), verdict).demonstration()
+        return None if group is None else group.completions
+
+    assert shown(Verdict("ranking", ranks=(1, 0))) == ("b",)
+    assert shown(Verdict("scores", scores=(0.5, 0.2))) == ("a",)
+    assert shown(Verdict("thumbs", thumbs=(False, True))) == ("b",)
+    assert shown(Verdict("thumbs", thumbs=(False, False))) is None
+    assert shown(DEMONSTRATION) == ("a",)
+    assert PromptGroup("p").demonstration() is None
+    with pytest.raises(DataError, match="no verdict"):
+        shown(NONE)

@@ -32,6 +32,7 @@ def engine(**changes: Any) -> Engine:
         "device": "cpu",
         "token_budget": 64,
         "threads": 1,
+        "data_workers": 0,
         "zero": 0,
         "deterministic": True,
         "checkpoint_every_seconds": 1e9,

@@ -21,6 +21,7 @@ ENGINE = {
     "device": "cpu",
     "token_budget": 64,
     "threads": None,
+    "data_workers": 0,
     "zero": 0,
     "deterministic": False,
     "checkpoint_every_seconds": 60,

@@ -1,0 +1,280 @@
+"""Tokens of a whole data set: made in one pass with bounded memory, checked, kept by content."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import inspect
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from alignlab.data.gate import gate as gate_module
+from alignlab.data.gate.finding import Finding, Need
+from alignlab.data.gate.gate import Gate
+from alignlab.data.group import PromptGroup, TokenGroup
+from alignlab.data.prepared_shards import Maker
+from alignlab.data.template import Tokenization
+from alignlab.data.token_shards import Arrays, Shard, read_arrays, read_shard, write_arrays
+
+if TYPE_CHECKING:
+    from alignlab.data.gate.limits import Limits
+    from alignlab.data.sources.source import Source
+
+Select = Callable[[PromptGroup], PromptGroup | None]
+"""What a stage makes of a group; None leaves it out."""
+
+VERSION = 1  # part of the key of a set: raise it when what a set holds changes
+
+
+@dataclass(frozen=True)
+class Stats:
+    """How much there is, how long it is, and what it cost to prepare."""
+
+    rows: int
+    tokens: int  # prompts counted once per group
+    tokenized: int  # rows tokenised in this call; the others were found
+    seconds: float
+    prompt_lengths: Mapping[str, int]  # tokens at the 50th, 95th, 99th and 100th percentile
+    completion_lengths: Mapping[str, int]
+    prompts_truncated: float  # share
+    completions_truncated: float
+
+
+class Prepared(Sequence[TokenGroup]):
+    """A data set as token groups that lie in mapped files; what is not touched is not in memory."""
+
+    def __init__(
+        self, shards: Sequence[Shard], places: Places, findings: Sequence[Finding], stats: Stats
+    ) -> None:
+        self.shards, self.places = tuple(shards), places
+        self.findings, self.stats = tuple(findings), stats
+        self._starts = np.cumsum([0, *map(len, self.shards)], dtype=np.int64).tolist()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> TokenGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenGroup]: ...
+    def __getitem__(self, index: int | slice) -> TokenGroup | list[TokenGroup]:
+        """One group, or a list of those of a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = index + len(self) if index < 0 else index
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        shard = bisect.bisect_right(self._starts, row) - 1
+        return self.shards[shard].group(row - self._starts[shard], row, self.places[row])
+
+    def __iter__(self) -> Iterator[TokenGroup]:
+        return (self[row] for row in range(len(self)))
+
+    def sizes(self) -> np.ndarray:
+        """Tokens of every group (rows,), prompt once and all completions: what packing needs."""
+        return _joined([shard.sizes for shard in self.shards])
+
+
+@dataclass(frozen=True)
+class _Split(Iterable[PromptGroup]):
+    """A split that is read again whenever it is gone through, and never held."""
+
+    source: Source
+    name: str
+
+    def __iter__(self) -> Iterator[PromptGroup]:
+        return self.source.stream(self.name)
+
+
+class Places:
+    """File and line of every row, as one text and the ends of its parts."""
+
+    def __init__(self) -> None:
+        self.text = bytearray()
+        self.ends = array("q")
+
+    def add(self, place: str | None) -> None:
+        """Append one; None for a row that came from no file."""
+        if place is not None:
+            self.text += b"@" + place.encode("utf-8", "surrogatepass")
+        self.ends.append(len(self.text))
+
+    def __getitem__(self, row: int) -> str | None:
+        start = self.ends[row - 1] if row else 0
+        found = bytes(self.text[start : self.ends[row]])
+        return found[1:].decode("utf-8", "surrogatepass") if found else None
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Places:
+        """Places that `arrays` gave."""
+        made = cls()
+        made.text = bytearray(arrays["places"].data)
+        made.ends.frombytes(arrays["place_ends"].tobytes())
+        return made
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The same as arrays."""
+        ends = np.frombuffer(self.ends, dtype=np.int64) if self.ends else np.zeros(0, np.int64)
+        return {"places": np.frombuffer(bytes(self.text), dtype=np.uint8), "place_ends": ends}
+
+
+def prepare(
+    source: Source,
+    split: str,
+    tokenization: Tokenization,
+    cache: Path,
+    *,
+    need: Need,
+    held_out: Sequence[str] = (),
+    select: Select | None = None,
+    rows: int | None = None,
+    limits: Limits | None = None,
+    workers: int = 0,
+) -> Prepared:
+    """Tokens of one split of a source, through the gate; at once where that was done before.
+
+    Args:
+        source: where the groups come from.
+        split: its split.
+        tokenization: what makes tokens of them.
+        cache: the store's cache folder; tokens are kept in ``tokens`` there, named by content.
+        need: what the method asks of the verdicts.
+        held_out: splits of the source whose prompts must not occur here.
+        select: a function of a module, applied to every group; where it gives None, there is none.
+        rows: most groups, None = all.
+        limits: of the gate's checks, None = its own.
+        workers: processes that tokenise, 0 = this one.
+
+    Raises:
+        DataError: rows that no format reads or that the tokenization refuses.
+    """
+    began = time.monotonic()
+    said = [VERSION, tokenization.fingerprint(), _gate_code(), need, sorted(held_out), limits, rows]
+    origin = [source.fingerprint(), split, inspect.getsource(select) if select else None]
+    key = hashlib.sha256(repr([*said, *origin]).encode()).hexdigest()[:32]
+    path = cache / "tokens" / f"{key}.set"
+    if (known := read_arrays(path)) and (found := _open(known, cache / "tokens", began)):
+        return found
+    stream = source.stream(split)
+    chosen = stream if select is None else (g for one in stream if (g := select(one)) is not None)
+    made, names = _pass(
+        islice(chosen, rows),
+        tokenization,
+        cache,
+        Gate(
+            tokenization.tokenizer,
+            need=need,
+            held_out={name: _Split(source, name) for name in held_out},
+            limits=limits,
+        ),
+        workers,
+        began,
+    )
+    notes = {"shards": names, "findings": [asdict(f) for f in made.findings]}
+    write_arrays(path, made.places.arrays(), notes)
+    return made
+
+
+def prepare_groups(
+    groups: Iterable[PromptGroup],
+    tokenization: Tokenization,
+    cache: Path,
+    *,
+    need: Need,
+    held_out: Mapping[str, Iterable[PromptGroup]] | None = None,
+    sampled: bool = False,
+    limits: Limits | None = None,
+    workers: int = 0,
+) -> Prepared:
+    """Tokens of groups at hand, through the gate; shards that are known are not made again.
+
+    Arguments are those of `prepare`; ``sampled`` completions come from a policy.
+    """
+    gate = Gate(
+        tokenization.tokenizer,
+        need=need,
+        held_out=held_out or {},
+        limits=limits,
+        sampled=sampled,
+    )
+    return _pass(groups, tokenization, cache, gate, workers, time.monotonic())[0]
+
+
+def _pass(
+    groups: Iterable[PromptGroup],
+    tokenization: Tokenization,
+    cache: Path,
+    gate: Gate,
+    workers: int,
+    began: float,
+) -> tuple[Prepared, list[str]]:
+    """The one pass; also the names of the shards."""
+    maker = Maker(tokenization, cache / "tokens", workers)
+    shards: list[Shard] = []
+    names: list[str] = []
+    places = Places()
+    for made in maker.shards(groups):
+        for place in made.chunk.places:
+            places.add(place)
+        gate.see(made.chunk.groups, made.tokens)
+        shards.append(made.shard)
+        names.append(made.name)
+    stats = _stats(shards, maker.made, time.monotonic() - began)
+    return Prepared(shards, places, gate.findings(), stats), names
+
+
+def _open(known: Arrays, folder: Path, began: float) -> Prepared | None:
+    """A data set whose shards are all there and whole, else None."""
+    shards = [read_shard(folder / name) for name in known.notes["shards"]]
+    if any(shard is None for shard in shards):
+        return None
+    whole = [shard for shard in shards if shard is not None]
+    findings = [
+        Finding(**{**values, "rows": tuple(values["rows"]), "places": tuple(values["places"])})
+        for values in known.notes["findings"]
+    ]
+    stats = _stats(whole, 0, time.monotonic() - began)
+    return Prepared(whole, Places.of(known.arrays), findings, stats)
+
+
+def _stats(shards: Sequence[Shard], tokenized: int, seconds: float) -> Stats:
+    lengths = _joined([shard.lengths for shard in shards])
+    cut = _joined([shard.arrays["cut"] for shard in shards])
+    prompt = _joined([shard.is_prompt for shard in shards]).astype(bool)
+    return Stats(
+        rows=int(prompt.sum()),
+        tokens=int(lengths.sum()),
+        tokenized=tokenized,
+        seconds=seconds,
+        prompt_lengths=_quantiles(lengths[prompt]),
+        completion_lengths=_quantiles(lengths[~prompt]),
+        prompts_truncated=float(cut[prompt].mean()) if prompt.any() else 0.0,
+        completions_truncated=float(cut[~prompt].mean()) if (~prompt).any() else 0.0,
+    )
+
+
+def _quantiles(lengths: np.ndarray) -> dict[str, int]:
+    shares = {"50%": 0.5, "95%": 0.95, "99%": 0.99, "100%": 1.0}
+    if not len(lengths):
+        return dict.fromkeys(shares, 0)
+    found = np.quantile(lengths, list(shares.values()), method="inverted_cdf")
+    return dict(zip(shares, map(int, found), strict=True))
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def _gate_code() -> str:
+    """Hash of the gate's own files: a check that is new or changed is run."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(gate_module.__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
