@@ -70,7 +70,7 @@ class Refused:
                 "not_tokenizable",
                 len(self.reasons),
                 tuple(row for row, _, _ in first),
-                f"Rows cannot be written as tokens{more}. The first: {first[0][2]}",
+                f"Rows cannot be written as tokens{more}. The first: {first[0][2].rstrip('.')}",
                 "Repair or drop the rows, or choose another template or data.style.",
                 tuple(place for _, place, _ in first),
             )

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 # A word with what stands between it and the next cut. A cut is before a single space between two
-# characters that are no white space: longer runs of white space are left to the tokenizer.
-_WORD = re.compile(r"\s*\S+(?:(?! \S)\s+\S*)*|\s+")
+# characters that are no white space, and, where the tokenizer allows it, before line breaks that
+# follow anything, or at least a letter or digit. Other white space is left to the tokenizer.
+_AT_SPACES = re.compile(r"\s*\S+(?:(?! \S)\s+\S*)*|\s+")
+_AFTER_LETTERS = re.compile(r"\s*\S+(?:(?! \S|(?<=[^\W_])\n)\s+\S*)*|\s+")
+_AT_LINES = re.compile(r"\s*\S+(?:(?! \S|\n)\s+\S*)*|\s+")
 _FEW = 16  # texts that are not worth looking for words in
 _KNOWN = 200_000  # words kept, and as many older ones: about 100 MB
 _LONG = 48  # characters of a word that is not kept: it will hardly come again
@@ -24,57 +27,16 @@ _LONG = 48  # characters of a word that is not kept: it will hardly come again
 # What a pre-tokenizer may treat alike: letters of several cases and scripts, digits, punctuation,
 # symbols, marks that join, and characters that some libraries take for white space.
 _KINDS = (
-    *(
-        "a",
-        "Z",
-        "é",
-        "ß",
-        "ǅ",
-        "ʰ",
-        "中",
-        "の",
-        "한",
-        "ع",
-        "अ",
-        "ा",
-        "Ω",
-        "1",
-        "9",
-        "٣",
-        "½",
-        "Ⅷ",
-        "²",
-    ),
-    *(
-        ".",
-        ",",
-        ":",
-        "!",
-        "?",
-        "'",
-        "’",
-        '"',
-        "-",
-        "–",
-        "_",
-        "/",
-        "\\",
-        "(",
-        ")",
-        "*",
-        "#",
-        "<",
-        ">",
-    ),
-    *("|", "=", "+", "$", "%", "&", "@", "~", "^", "`", "😀", "€", "\u0301", "\u200d", "\u200b"),
-    *("\u180e", "\ufeff", "\x00", "'s", "'LL", "n't", "12", "123", "1234", "...", "ab", "AB", "aB"),
+    *"aZéßǅʰ中の한عअ\u093eΩ19٣½Ⅷ².,:!?'’\"-",
+    *"–_/\\()*#<>|=+$%&@~^`😀€\u0301\u200d\u200b\u180e\ufeff\x00",
+    *("'s", "'LL", "n't", "12", "123", "1234", "...", "ab", "AB", "aB"),
 )
 
 
 class WordIds:
     """What ``tokenizer(texts, add_special_tokens=False)["input_ids"]`` gives, mostly remembered.
 
-    Where the tokenizer could join words (`apart` is False) it is asked for every text.
+    Where the tokenizer could join words (`cut` is None) it is asked for every text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -83,10 +45,11 @@ class WordIds:
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of every text."""
-        if len(texts) < _FEW or not self.apart:
+        cut = self.cut if len(texts) >= _FEW else None
+        if cut is None:
             return self._ask(list(texts))
         self._known.begin()
-        return [self._ids(_WORD.findall(text)) for text in texts]
+        return [self._ids(cut(text)) for text in texts]
 
     def continued(
         self, heads: Sequence[str], tails: Sequence[Sequence[str]]
@@ -95,17 +58,18 @@ class WordIds:
 
         Only a head's last word depends on what follows, so the others are not looked at again.
         """
-        if len(heads) < _FEW or not self.apart:
+        cut = self.cut if len(heads) >= _FEW else None
+        if cut is None:
             wholes = [head + tail for head, mine in zip(heads, tails, strict=True) for tail in mine]
             return self(heads), self(wholes)
         self._known.begin()
         alone, together = [], []
         for head, mine in zip(heads, tails, strict=True):
-            words = _WORD.findall(head)
+            words = cut(head)
             last = words.pop() if words else ""
             first = self._ids(words)
             alone.append(first + self._ids([last]) if last else first)
-            together += [first + self._ids(_WORD.findall(last + tail)) for tail in mine]
+            together += [first + self._ids(cut(last + tail)) for tail in mine]
         return alone, together
 
     def _ids(self, words: Sequence[str]) -> list[int]:
@@ -119,25 +83,28 @@ class WordIds:
         return {
             "tokenizer": self.tokenizer,
             "_known": _Known(self.tokenizer),
-            "apart": self.apart,
+            "cut": self.cut,
         }
 
     @cached_property
-    def apart(self) -> bool:
-        """Whether no token can span a single space between two characters that are no space."""
+    def cut(self) -> Callable[[str], list[str]] | None:
+        """Cut a text into words that no token can span; None if the tokenizer may join any."""
         core = getattr(self.tokenizer, "backend_tokenizer", None)
         if core is None:
-            return False
+            return None
         parts: Mapping[str, Any] = json.loads(core.to_str())
-        model, normalizer = parts["model"], parts["normalizer"]
-        return (
-            model["type"] == "BPE"
-            and not model.get("dropout")
-            and parts["pre_tokenizer"] is not None
-            and (normalizer is None or normalizer["type"] == "NFC")
-            and not any(map(_takes_spaces, parts["added_tokens"]))
-            and _cuts_at_spaces(json.dumps(parts["pre_tokenizer"]))
-        )
+        model, normalizer, added = parts["model"], parts["normalizer"], parts["added_tokens"]
+        if (
+            model["type"] != "BPE"
+            or model.get("dropout")
+            or parts["pre_tokenizer"] is None
+            or (normalizer is not None and normalizer["type"] != "NFC")
+            or any(map(_takes_spaces, added))
+        ):
+            return None
+        lines = not any("\n" in t["content"] and t["content"].strip() for t in added)
+        found = _pattern(json.dumps(parts["pre_tokenizer"]), lines)
+        return None if found is None else found.findall
 
     def _ask(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -187,12 +154,8 @@ def _takes_spaces(token: Mapping[str, Any]) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _cuts_at_spaces(description: str) -> bool:
-    """Whether "x y" is cut before its space and both sides are cut as they would be alone.
-
-    The pre-tokenizer is asked for every two kinds of characters. It is a regular expression over
-    such kinds, so what holds for all of these holds for words.
-    """
+def _pattern(description: str, lines: bool) -> re.Pattern[str] | None:
+    """The pattern with most cuts that a pre-tokenizer, and where asked for ``lines``, allows."""
     from tokenizers import Tokenizer
 
     model = {"type": "BPE", "vocab": {}, "merges": []}
@@ -202,10 +165,29 @@ def _cuts_at_spaces(description: str) -> bool:
     def cut(text: str) -> list[str]:
         return [piece for piece, _ in core.pre_tokenizer.pre_tokenize_str(text)]
 
-    lefts = {before + kind: cut(before + kind) for kind in _KINDS for before in ("", " ")}
-    rights = {" " + kind + after: cut(" " + kind + after) for kind in _KINDS for after in ("", "a")}
+    breaks = ("\n", "\n\n", "\n ")
+    if not _parts_at((" ",), _KINDS, cut):
+        return None
+    if lines and _parts_at(breaks, _KINDS, cut):
+        return _AT_LINES
+    if lines and _parts_at(breaks, [kind for kind in _KINDS if kind[-1].isalnum()], cut):
+        return _AFTER_LETTERS
+    return _AT_SPACES
+
+
+def _parts_at(
+    between: Sequence[str], before: Sequence[str], cut: Callable[[str], list[str]]
+) -> bool:
+    """Whether "x y" is cut before what is between, and both sides as they would be alone.
+
+    The pre-tokenizer is asked for every two kinds of characters. It is a regular expression over
+    such kinds, so what holds for all of these holds for words.
+    """
+    lefts = {start + kind: cut(start + kind) for kind in before for start in ("", " ")}
+    rights = [gap + kind + end for gap in between for kind in _KINDS for end in ("", "a")]
+    alone = {right: cut(right) for right in (*rights, *(gap for gap in between if gap != " "))}
     return all(
-        cut(left + right) == alone + rights[right]
-        for left, alone in lefts.items()
-        for right in rights
+        cut(left + right) == mine + pieces
+        for left, mine in lefts.items()
+        for right, pieces in alone.items()
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 
 import pytest
@@ -73,7 +72,7 @@ texts = st.text(st.sampled_from(ODD), max_size=30) | st.lists(
 def family(request):
     tokenizer = FAMILIES[request.param]()
     words = WordIds(tokenizer)
-    assert words.apart
+    assert words.cut is not None
     return tokenizer, words
 
 
@@ -98,8 +97,8 @@ def test_a_head_is_read_once_for_all_its_tails(family, pairs):
 
 def test_the_words_of_a_text_are_the_text():
     for text in ("", " ", "a", " a  b c \n d", "a\n b", "x  ", "  x", WORDS):
-        assert "".join(word_ids._WORD.findall(text)) == text
-    assert word_ids._WORD.findall("one two  three\n four, five ") == [
+        assert "".join(word_ids._AT_SPACES.findall(text)) == text
+    assert word_ids._AT_SPACES.findall("one two  three\n four, five ") == [
         "one",
         " two  three\n four,",
         " five ",
@@ -126,7 +125,7 @@ def test_the_words_of_a_text_are_the_text():
 def test_a_tokenizer_that_may_join_words_is_asked_for_whole_texts(make):
     tokenizer = make()
     words = WordIds(tokenizer)
-    assert not words.apart
+    assert words.cut is None
     many = [f"x {n}  <m> and then" for n in range(word_ids._FEW + 1)]
     assert words(many) == tokenizer(many, add_special_tokens=False)["input_ids"]
     assert not words._known
@@ -162,6 +161,14 @@ def test_another_process_starts_without_words():
     assert copy(many) == expected
 
 
-def test_a_pre_tokenizer_is_described_as_it_is_serialised():
-    core = FAMILIES["llama3"]().backend_tokenizer
-    assert word_ids._cuts_at_spaces(json.dumps(json.loads(core.to_str())["pre_tokenizer"]))
+def test_line_breaks_are_cuts_where_the_tokenizer_allows_it():
+    def pattern(family: str):
+        return WordIds(FAMILIES[family]()).cut.__self__
+
+    assert pattern("gpt2") is word_ids._AT_LINES
+    assert pattern("llama3") is word_ids._AFTER_LETTERS  # ".\\n" is one piece there
+    added = AddedToken("end\n", normalized=False)
+    assert WordIds(tokenizer_of(GPT2, added=[added])).cut.__self__ is word_ids._AT_SPACES
+    text = "a b.\n\nHuman: c\n d  e\n"
+    assert word_ids._AT_LINES.findall(text) == ["a", " b.", "\n\nHuman:", " c", "\n d  e", "\n"]
+    assert word_ids._AFTER_LETTERS.findall(text) == ["a", " b.\n\nHuman:", " c", "\n d  e", "\n"]

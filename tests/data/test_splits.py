@@ -38,6 +38,26 @@ def test_the_splits_of_rows_never_change(tmp_path):
     }
 
 
+def test_prompts_that_differ_in_case_or_space_alone_are_in_one_split(tmp_path):
+    def said(i, kind):
+        text = (f"word {i}", f"Word  {i} ")[kind]
+        return text if i % 2 else [{"role": "user", "content": text}]
+
+    rows = [
+        {"prompt": said(i, kind), "chosen": "c", "rejected": "r"}
+        for i in range(120)
+        for kind in (0, 1)
+    ]
+    texts = [row for row in rows if isinstance(row["prompt"], str)]
+    chats = [row for row in rows if not isinstance(row["prompt"], str)]
+    for name, part in (("texts", texts), ("chats", chats)):
+        path = write(tmp_path / f"{name}.jsonl", part)
+        data = source(path=path, validation=0.3, test=0.3)
+        counts = [len(data.load(split)) for split in LABELED]
+        assert sum(counts) == 120
+        assert all(count > 10 and count % 2 == 0 for count in counts)
+
+
 def test_stream_gives_what_load_gives(tmp_path):
     data = source(path=write(tmp_path / "x.jsonl", PAIRS), unlabeled=0.2, limit={"sft": 50})
     for split in SPLITS:

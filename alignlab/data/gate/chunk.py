@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,8 @@ import numpy as np
 
 from alignlab.data.gate.finding import Need
 from alignlab.data.gate.limits import Limits
-from alignlab.data.group import PromptGroup, Text, TokenGroup
+from alignlab.data.group import PromptGroup, TokenGroup
+from alignlab.data.wording import content
 
 HeldOut = Mapping[str, Iterable[PromptGroup]]  # split -> groups; gone through more than once
 
@@ -169,18 +169,6 @@ class Chunk:
         """Index in `completions` of the first completion of each row, and the end (R + 1,)."""
         counts = [len(t.completions) for t in self.tokens]
         return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-
-
-def content(text: Text) -> str:
-    """Everything that a person or model wrote in a text or in messages, as one text."""
-    if isinstance(text, str):
-        return text
-    parts = []
-    for message in text:
-        parts.append(str(message.get("content") or ""))
-        if message.get("tool_calls"):
-            parts.append(json.dumps(message["tool_calls"], ensure_ascii=False, default=str))
-    return "\n".join(parts)
 
 
 def keys_of(values: Sequence[bytes]) -> np.ndarray:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from alignlab.data.gate.check import Check, Found, RowCheck, found
-from alignlab.data.gate.chunk import Chunk, Facts, content
+from alignlab.data.gate.chunk import Chunk, Facts
 from alignlab.data.gate.tally import Tally
 from alignlab.data.group import Message, Text, TokenGroup
+from alignlab.data.wording import content
 
 DECODED = 1000  # completions of several turns whose targets are read as text again
 LONG = 12  # characters of a turn from which its text is looked for: shorter ones occur anywhere

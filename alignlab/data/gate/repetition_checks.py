@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from alignlab.data.gate.check import Check, Found, found
-from alignlab.data.gate.chunk import Chunk, Facts, content, keys_of, mixed
+from alignlab.data.gate.chunk import Chunk, Facts, keys_of, mixed
 from alignlab.data.gate.tally import Column, Tally
 from alignlab.data.group import PromptGroup
+from alignlab.data.wording import content, folded, identity
 
 WINDOW = 16  # tokens of a held-out answer that are looked for first
 SHORT = 60  # characters below which a held-out answer may well occur by chance
@@ -30,7 +31,7 @@ _DROPPED = bytes(sorted({*_PUNCTUATION, *_SPACES, *b"".join(_OTHER_MARKS)}))
 
 def plain(text: str) -> bytes:
     """Text without differences of case and white space."""
-    return " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")
+    return folded(text).encode("utf-8", "surrogatepass")
 
 
 def bare(text: str) -> bytes:
@@ -49,11 +50,6 @@ def skeleton(text: str) -> bytes:
     Every byte that a mark or a space is made of is dropped, wherever it stands: that is quick.
     """
     return text.casefold().encode("utf-8", "surrogatepass").translate(None, _DROPPED)
-
-
-def identity(prompt: str, answers: Sequence[str]) -> str:
-    """What must not occur in two splits: the prompt, or the text itself where there is none."""
-    return prompt if prompt.strip() else "\n".join(answers)
 
 
 class Repeated(Check):

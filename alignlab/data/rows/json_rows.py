@@ -1,4 +1,4 @@
-"""Rows of JSON: lines, one array, one object, or an object that holds the array of rows."""
+"""Rows of JSON: lines, one array, one object, an array in an object, or objects by their ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from alignlab.data.rows.json_values import DECODER, check, parse, reason_of
+from alignlab.data.rows.json_values import DECODER, by_id, check, parse, reason_of
 from alignlab.data.rows.limits import LIMITS, MIB
 from alignlab.data.rows.lines import lines_of
 from alignlab.errors import DataError
@@ -66,17 +66,20 @@ def _line_error(where: str, number: int, text: str, error: Exception) -> DataErr
 
 
 def _only(value: dict[str, Any], where: str) -> Iterator[tuple[str, Any]]:
-    """Rows of a file that is a single object: those that it wraps, else itself."""
+    """Rows of a file that is a single object: those that it wraps or holds by id, else itself."""
     for name in WRAPPERS:
         if isinstance(value.get(name), list) and all(isinstance(r, dict) for r in value[name]):
             for number, row in enumerate(value[name], 1):
                 yield f"row {number}", row
             return
+    if by_id(value):
+        yield from ((f"entry '{name}'", row) for name, row in value.items())
+        return
     columns = [v for v in value.values() if isinstance(v, list)]
     same_length = len({len(c) for c in columns}) == 1 and len(value) == len(columns) > 1
     plain = all(not isinstance(x, (dict, list)) for c in columns for x in c)
     if value and all(isinstance(v, dict) for v in value.values()):
-        found = "objects by id or by column"
+        found = "objects by column"
     elif same_length and plain and len(columns[0]) > 1:
         found = "lists by column"
     else:

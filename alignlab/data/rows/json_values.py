@@ -50,11 +50,20 @@ def check(value: Any, text: str) -> None:
             ) from error
     if text.count("[") + text.count("{") > LIMITS.depth and _depth(value) > LIMITS.depth:
         raise RecursionError
-    if isinstance(value, dict) and len(value) > LIMITS.fields:
+    fields = isinstance(value, dict) and not by_id(value)
+    if fields and len(value) > LIMITS.fields:
         raise Refused(
             f"one object with {len(value):,} fields, and a row has at most {LIMITS.fields:,}. If "
             "its names are ids, write a list of objects"
         )
+
+
+def by_id(value: dict[str, Any]) -> bool:
+    """Whether an object holds rows under their ids, rather than fields or pandas' columns."""
+    rows = list(value.values())
+    if not rows or not all(isinstance(row, dict) and row for row in rows):
+        return False
+    return not all(name.isdigit() for row in rows[:100] for name in row)
 
 
 def _depth(value: Any) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from alignlab.data.group import PromptGroup
 from alignlab.data.rows.listing import split_named
+from alignlab.data.wording import content, folded, identity
 from alignlab.errors import DataError
 
 
@@ -21,10 +22,14 @@ def hashed(purpose: str, key: str) -> float:
 
 
 def key_of(group: PromptGroup, split_by: str | None) -> str:
-    """What must not fall into two splits: a prompt, for texts the text, or the value of a field."""
+    """What must not fall into two splits: a prompt, for texts the text, or the value of a field.
+
+    Prompts that differ in case or white space alone are one.
+    """
     if split_by is not None:
         return json.dumps([split_by, group.meta[split_by]])
-    return json.dumps(group.prompt or group.completions)
+    answers = [content(completion) for completion in group.completions]
+    return json.dumps(folded(identity(content(group.prompt), answers)))
 
 
 def value_of(row: Mapping[str, Any], split_by: str) -> str | int | float | bool:

@@ -18,7 +18,7 @@ from alignlab.data.transcript import Style
 from alignlab.errors import DataError, did_you_mean
 
 TEXTS = {"pretrain": "train", "pretrain_validation": "validation"}  # the same rows, as texts
-VERSION = 2  # part of the fingerprint: raise it when formats, splits or order change
+VERSION = 3  # part of the fingerprint: raise it when formats, splits or order change
 
 
 @dataclass(frozen=True, kw_only=True)
