@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import gc
 import hashlib
 import inspect
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from alignlab.data.gate.finding import Finding, Need
 from alignlab.data.gate.gate import Gate
 from alignlab.data.group import PromptGroup, TokenGroup
 from alignlab.data.prepared_shards import Maker
+from alignlab.data.sources.source import Carded
 from alignlab.data.template import Tokenization
 from alignlab.data.token_shards import Arrays, Shard, read_arrays, read_shard, write_arrays
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 Select = Callable[[PromptGroup], PromptGroup | None]
 """What a stage makes of a group; None leaves it out."""
 
-VERSION = 1  # part of the key of a set: raise it when what a set holds changes
+VERSION = 2  # part of the key of a set: raise it when what a set holds changes
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Prepared(Sequence[TokenGroup]):
     ) -> None:
         self.shards, self.places = tuple(shards), places
         self.findings, self.stats = tuple(findings), stats
+        self.card: Mapping[str, Any] | None = None  # what the source did to the rows, if it says so
         self._starts = np.cumsum([0, *map(len, self.shards)], dtype=np.int64).tolist()
 
     def __len__(self) -> int:
@@ -177,7 +180,9 @@ def prepare(
         workers,
         began,
     )
-    notes = {"shards": names, "findings": [asdict(f) for f in made.findings]}
+    made.card = source.card() if isinstance(source, Carded) else None
+    findings = [asdict(finding) for finding in made.findings]
+    notes = {"shards": names, "findings": findings, "card": made.card}
     write_arrays(path, made.places.arrays(), notes)
     return made
 
@@ -220,12 +225,16 @@ def _pass(
     shards: list[Shard] = []
     names: list[str] = []
     places = Places()
-    for made in maker.shards(groups):
-        for place in made.chunk.places:
-            places.add(place)
-        gate.see(made.chunk.groups, made.tokens)
-        shards.append(made.shard)
-        names.append(made.name)
+    gc.freeze()  # what was there before is not searched for garbage again and again
+    try:
+        for made in maker.shards(groups):
+            for place in made.chunk.places:
+                places.add(place)
+            gate.see(made.chunk.groups, made.tokens)
+            shards.append(made.shard)
+            names.append(made.name)
+    finally:
+        gc.unfreeze()
     stats = _stats(shards, maker.made, time.monotonic() - began)
     return Prepared(shards, places, gate.findings(), stats), names
 
@@ -241,7 +250,9 @@ def _open(known: Arrays, folder: Path, began: float) -> Prepared | None:
         for values in known.notes["findings"]
     ]
     stats = _stats(whole, 0, time.monotonic() - began)
-    return Prepared(whole, Places.of(known.arrays), findings, stats)
+    found = Prepared(whole, Places.of(known.arrays), findings, stats)
+    found.card = known.notes["card"]
+    return found
 
 
 def _stats(shards: Sequence[Shard], tokenized: int, seconds: float) -> Stats:

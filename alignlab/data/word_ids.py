@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -21,7 +22,7 @@ _AT_SPACES = re.compile(r"\s*\S+(?:(?! \S)\s+\S*)*|\s+")
 _AFTER_LETTERS = re.compile(r"\s*\S+(?:(?! \S|(?<=[^\W_])\n)\s+\S*)*|\s+")
 _AT_LINES = re.compile(r"\s*\S+(?:(?! \S|\n)\s+\S*)*|\s+")
 _FEW = 16  # texts that are not worth looking for words in
-_KNOWN = 200_000  # words kept, and as many older ones: about 100 MB
+_KNOWN = 300_000  # words kept, and as many older ones: about 100 MB
 _LONG = 48  # characters of a word that is not kept: it will hardly come again
 
 # What a pre-tokenizer may treat alike: letters of several cases and scripts, digits, punctuation,
@@ -74,7 +75,7 @@ class WordIds:
 
     def _ids(self, words: Sequence[str]) -> list[int]:
         found: list[int] = np.frombuffer(
-            b"".join(map(self._known.__getitem__, words)), np.int32
+            b"".join(map(self._known.__getitem__, words)), np.intc
         ).tolist()
         return found
 
@@ -136,8 +137,7 @@ class _Known(dict[str, bytes]):
     def __missing__(self, word: str) -> bytes:
         ids = self.older.get(word)
         if ids is None:
-            found = self.encode(word, add_special_tokens=False).ids
-            ids = np.array(found, dtype=np.int32).tobytes()
+            ids = array("i", self.encode(word, add_special_tokens=False).ids).tobytes()
         if len(word) <= _LONG:
             if len(self) >= _KNOWN:  # words that do not come again are left behind
                 self.older = dict(self)

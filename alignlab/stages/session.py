@@ -78,7 +78,8 @@ def tokenize(
         workers=engine.data_workers,
     )
     _heed(tokens.findings, run)
-    keep_card(data, run)
+    if tokens.card is not None:
+        run.update_record(data_card=tokens.card)
     return tokens
 
 

@@ -32,6 +32,16 @@ def test_masked_tokens_are_read_and_are_no_targets():
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 2, 3, 0, 1]
 
 
+def test_masks_of_every_group_count_from_its_own_prompt():
+    first = masked([[5, 6]], [[False, True]])
+    second = masked([[7, 8, 9], [4, 3]], [[True, False, True], [False, True]], (1, 2, 3), row=1)
+    third = masked([[8, 8]], [[True, False]], row=2)
+    batch = flatten([first, second, third])
+    assert batch.target_ids.tolist() == [6, 7, 9, 3, 8]
+    assert batch.target_completion.tolist() == [0, 1, 1, 2, 3]
+    assert batch.lengths.tolist() == [1, 2, 1, 1]
+
+
 def test_targets_are_counted_with_and_without_masks():
     assert masked([[5, 6, 7], [8, 9]], [[True, False, True], None]).targets() == (2, 2)
     assert masked([[5, 6, 7]], []).targets() == (3,)

@@ -88,6 +88,30 @@ def test_pack_by_hand():
         pack([1], 0)
 
 
+def first_fit_decreasing(sizes, budget):
+    """The definition: items by falling size, each into the first bin with room for it."""
+    bins, room = [], []
+    for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        place = next((b for b, free in enumerate(room) if free >= sizes[item]), len(bins))
+        if place == len(bins):
+            bins.append([])
+            room.append(max(budget, sizes[item]))
+        bins[place].append(item)
+        room[place] -= sizes[item]
+    return [sorted(members) for members in bins]
+
+
+def test_pack_is_first_fit_decreasing():
+    source = np.random.default_rng(0)
+    for _ in range(400):
+        budget, largest = int(source.integers(1, 30)), int(source.integers(1, 40))
+        sizes = source.integers(source.integers(0, 2), largest + 1, source.integers(0, 40)).tolist()
+        assert pack(sizes, budget) == first_fit_decreasing(sizes, budget)
+    assert pack([0, 0, 0], 4) == [[0, 1, 2]]
+    bins = pack([3, 3, 3], 4)
+    assert all(type(i) is int for members in bins for i in members)
+
+
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 50))
 def test_pack_law_every_item_once_within_budget(sizes, budget):
     bins = pack(sizes, budget)

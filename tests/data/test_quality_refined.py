@@ -47,20 +47,25 @@ def test_steps_are_applied_in_order_and_the_card_tells(pairs):
     assert card["source"]["path"] == pairs
 
 
-def test_held_out_splits_stay_and_win(pairs):
-    data = refined(pairs, "data.order=[exact]")
+def test_held_out_splits_stay_and_win(tmp_path):
+    rows = [
+        {"prompt": passage(i, 12) + end, "chosen": f" {passage(i + 1000, 12)}", "rejected": " no"}
+        for i in range(200)
+        for end in ("", "?")
+    ]
+    pairs = write(tmp_path / "pairs.jsonl", rows)
+    ignored = "data.steps.exact.ignore=[case,space,punctuation]"
+    data = refined(pairs, "data.order=[exact]", ignored)
     source = source_of(pairs)
     for split in ("validation", "test"):
         assert data.load(split) == source.load(split)
         assert data.card()["splits"][split] == []
-    held_out = {g.prompt.lower() for split in ("validation", "test") for g in source.load(split)}
-    assert not held_out & {g.prompt.lower() for g in data.load("sft")}
-    assert held_out & {
-        g.prompt.lower() for g in source.load("sft")
-    }  # the case hid it from the hash
-    [entry] = data.card()["splits"]["sft"]
-    assert set(entry["why"]) <= {"duplicate", "in the split test", "in the split validation"}
-    assert len(entry["why"]) == 3
+    held_out = {
+        g.prompt.rstrip("?") for split in ("validation", "test") for g in source.load(split)
+    }
+    assert not held_out & {g.prompt.rstrip("?") for g in data.load("sft")}
+    hidden = {g.prompt.rstrip("?") for g in source.load("sft")}  # from the hash, by the mark
+    assert held_out & hidden
 
 
 def test_a_named_held_out_split_is_changed_and_test_wins_over_validation(pairs):

@@ -439,13 +439,13 @@ def test_ipo_sum_or_mean(chain: Chain, earlier: Run, plain: Plain) -> None:
 )
 @catches(
     "alignlab.data.pack",
-    "lengths=tensor(completion_length),",
-    "lengths=tensor(completion_length - 1),",  # EOS in the sum, not in the count
+    "lengths=tensor(targets),",
+    "lengths=tensor(targets - 1),",  # EOS in the sum, not in the count
 )
 @catches(
     "alignlab.data.pack",
-    "lengths=tensor(completion_length),",
-    "lengths=tensor(np.full_like(completion_length, completion_length.max())),",  # padded
+    "lengths=tensor(targets),",
+    "lengths=tensor(np.full_like(targets, targets.max())),",  # padded
 )
 @catches(
     "alignlab.objectives.pairwise",
@@ -499,8 +499,8 @@ def mismatched_ratios(
 )
 @catches(
     "alignlab.stages.pairing",
-    "replace(group, completions=p.completions,",
-    "replace(group, completions=group.completions,",
+    "completions=p.completions,",
+    "completions=group.completions,",
 )
 @catches(
     "alignlab.stages.pairing",
@@ -661,7 +661,7 @@ def test_mean_of_micro_batch_means(chain: Chain, plain: Plain, caught: Caught) -
 )
 @catches(
     "alignlab.stages.sft",
-    "return float(sum(len(c) for g in groups for c in g.completions))",
+    "return float(sum(sum(g.targets()) for g in groups))",
     "return float(len(groups) * max(len(c) for g in groups for c in g.completions))",
 )
 def test_padding_in_the_mean(chain: Chain, plain: Plain, caught: Caught) -> None:

@@ -124,25 +124,33 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
     "data.pack": {
         INTEGERS: [
             "pack: np.asarray(…) without dtype=np.int64",
-            "pack: np.zeros(…) without dtype=np.int64",
         ],
         NEVER_READ: [
             "pack: np.zeros(len(values), dtype=np.int64) → np.ones(len(values), dtype=np.int64)"
         ],
         "numpy reads the first letter of a kind": ["pack: 'stable' → 'stable_'"],
         NUMBERS: [
-            "pack: int(values[item]) → values[item]",
-            "pack: int(fits.argmax()) → fits.argmax()",
+            "pack: begin.tolist() → begin",
+            "pack: begin[1:].tolist() → begin[1:]",
+            "pack: int(ordered[first]) → ordered[first]",
+            "pack: int(taken.sum()) → taken.sum()",
+            "pack: int(new[-1]) → new[-1]",
+            "pack: int(new[-1]) → new[-1] (2)",
+            "flatten: np.flatnonzero(prompt).tolist() → np.flatnonzero(prompt)",
         ],
-        "a group has at least one token, so a bin with no room and one with less take nothing": [
-            "pack: max(budget, size) → budget"
+        "any other number than the first size makes the first item the first of its size": [
+            "pack: ordered[0] + 1 → ordered[0] - 1",
+            "pack: 1 → 2 (2)",
         ],
-        "a bin that is not open has no room for a group, which has at least one token": [
-            "pack: [:len(bins)] → [:len(bins) + 1]",
-            "pack: [:len(bins)] → [:]",
+        "an array of length 0 holds no numbers": [
+            "pack: np.zeros(0, dtype=np.int64) → np.ones(0, dtype=np.int64)"
+        ],
+        COST: ["pack: drop usable = usable[room[usable] >= ordered[-1]]"],
+        "the running sum is cut at the count as well": [
+            "pack: np.minimum(room[usable] // size, count) → room[usable] // size"
         ],
         "a mask selects as the indices of its true entries do": [
-            "flatten: np.flatnonzero(np.repeat(~prompt, length)) → np.repeat(~prompt, length)"
+            "flatten: np.flatnonzero(counted) → counted"
         ],
     },
     "data.order": {

@@ -14,7 +14,7 @@ from model_cases import make_batch
 REPLACED = ("test_gradcheck", "test_equals_the_definition_in_value_and_gradient")
 
 OBJECTIVES = ("test_by_hand", "test_declaration", "test_objectives_edges")
-DATA = ("test_pack", "test_order", "test_data_edges")
+DATA = ("test_pack", "test_masks", "test_order", "test_data_edges")
 MODELS = ("test_logps", "test_grouped_attention", "test_models_edges")
 STAGES = ("test_stages_edges",)
 

@@ -164,6 +164,7 @@ def test_an_iteration_equals_one_written_out_in_loops(
         ptx_coef=ptx,
         ptx_rows=10,
         sampling__temperature=temperature,
+        sampling__max_new_tokens=7,  # some completions end and some do not
     )
     run = chain.lab.run(stage, {**inputs, "reference": earlier}, token_budget=70)
     experience = caught.work.experience
