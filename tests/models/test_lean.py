@@ -100,21 +100,6 @@ def test_what_is_not_plain_is_left_to_peft(case):
             assert torch.equal(lora(IDS).logits, plain)
 
 
-def test_layers_of_one_input_share_a_product_and_other_inputs_do_not():
-    lora = model()
-    attention = lora.base_model.model.model.layers[0].self_attn
-    x, other = torch.randn(3, 32), torch.randn(3, 32)
-    layers = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    with torch.no_grad():
-        wanted = [layer(y) for y in (x, other, x + 1) for layer in layers]
-        with lean_adapters(lora):
-            got = [layer(y) for y in (x, other) for layer in layers]
-            x += 1  # the same tensor with other numbers
-            got += [layer(x) for layer in layers]
-    for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-
-
 def test_forward_is_restored_after_an_error():
     lora = model()
     with pytest.raises(RuntimeError, match="stop"), lean_adapters(lora):
