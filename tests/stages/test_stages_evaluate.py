@@ -153,10 +153,10 @@ def test_an_interrupted_evaluation_writes_nothing_twice(
     with monkeypatch.context() as patch:
         patch.setattr(Run, *(("sample", failing) if place == "rows" else ("finish", never)))
         with pytest.raises(KeyboardInterrupt):
-            evaluate(chain, run=run)
+            evaluate(chain, run=run, samples=3)
     assert run.samples()
-    evaluate(chain, run=run)
-    whole = evaluate(chain)
+    evaluate(chain, run=run, samples=3)
+    whole = evaluate(chain, samples=3)
     assert run.samples() == whole.samples()
     assert len(run.metrics()) == len(whole.metrics()) == 1
 
