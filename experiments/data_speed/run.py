@@ -134,7 +134,8 @@ LOAD = round(os.getloadavg()[0], 2)  # of the last minute, before this began
 def main() -> None:
     """Make the rows, measure both sides in turn, and bring results.json up to date."""
     args = parse()
-    args.scratch.mkdir(parents=True, exist_ok=True)
+    for folder in (args.scratch, args.out):
+        folder.mkdir(parents=True, exist_ok=True)
     from alignlab.models.load import resolve
 
     tokenizer = resolve(args.tokenizer, args.scratch / "cache")
