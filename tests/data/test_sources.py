@@ -173,3 +173,15 @@ def test_hub_without_a_commit_says_what_to_do(monkeypatch):
     monkeypatch.setattr(hub_client, "HfApi", Offline)
     with pytest.raises(DataError, match="full commit hash"):
         source(Hub).fingerprint()
+
+
+def test_rows_of_text_and_rows_of_messages_are_not_mixed(tmp_path):
+    """A chat template would be applied to some rows only, and nothing would say so."""
+    rows = [{"instruction": f"ask {i}", "output": "say"} for i in range(3)]
+    rows[2]["system"] = "be brief"  # a system message makes a conversation of it
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"line 3 .*rows before are text and this one is messages"):
+        source(path=path, validation=0.0, test=0.0).load("sft")
+    for style in ("text", "messages"):
+        alike = source(path=path, validation=0.0, test=0.0, style=style).load("sft")
+        assert {group.conversational for group in alike} == {style == "messages"}

@@ -59,10 +59,12 @@ def groups_of(
 
     def read_on() -> Iterator[PromptGroup]:
         rest = itertools.chain(head, stream)
+        messages: bool | None = None  # whether the first row became messages
         for place, row in rest:
             unseen.difference_update(row)
             try:
                 group, by = _group(_renamed(row, names), chosen, reading)
+                messages = _as_before(group, messages)
             except DataError as error:
                 more = _also_bad((_renamed(row, names) for _, row in rest), chosen, reading)
                 raise DataError(f"{where}, {place} (format {chosen}): {error}{more}") from error
@@ -82,6 +84,17 @@ def _group(row: Row, format: str, reading: Reading) -> tuple[PromptGroup, dict[s
     if reading.split_by is None:
         return group, {}
     return group, {reading.split_by: value_of(row, reading.split_by)}
+
+
+def _as_before(group: PromptGroup, messages: bool | None) -> bool:
+    """Refuse a file in which a template is applied to some rows and not to others."""
+    if messages is None or group.conversational == messages:
+        return group.conversational
+    kinds = ("messages", "text") if messages else ("text", "messages")
+    raise DataError(
+        f"the rows before are {kinds[0]} and this one is {kinds[1]}, so the chat template would be "
+        "applied to some rows only. Make them alike: data.style=text or data.style=messages."
+    )
 
 
 def _also_bad(rows: Iterable[Row], format: str, reading: Reading) -> str:
