@@ -15,7 +15,7 @@ import torch
 from toy_training import engine
 
 from alignlab import typed
-from alignlab.engine.distributed import Engine, _buckets
+from alignlab.engine.distributed import KEPT_PRODUCTS, Engine, _buckets
 from alignlab.errors import ConfigError
 from alignlab.run import Run
 
@@ -112,6 +112,23 @@ def test_zero_is_refused_not_ignored():
     assert typed.build(Engine, mapping, "engine") == engine()
     with pytest.raises(ConfigError, match=r"engine\.token_budget.*>= 1"):
         typed.build(Engine, {**mapping, "token_budget": 0}, "engine")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize(("own", "used"), [(None, KEPT_PRODUCTS), ("7", "7")])
+def test_compiled_products_are_bounded_unless_a_person_says_how_many(own, used):
+    """Each shape of a flat batch leaves one behind; the limit is read at the first product."""
+    code = (
+        "import os, toy_training; toy_training.engine().workers(); "
+        "print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{TOY.parents[2]}:{TOY.parent}"}
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    if own:
+        environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = own
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.stdout.decode().strip() == used, done.stderr.decode()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
