@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from alignlab.data.group import PromptGroup, Verdict
 from alignlab.rewards.reward import Reward, fingerprint, prompt_text
 from alignlab.spec import Spec, build
 from alignlab.typed import Range
 
-__all__ = ["Annotation", "Annotator", "prompt_text"]
+__all__ = ["Annotates", "Annotation", "Annotator", "Spends", "prompt_text", "total"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,38 @@ class Annotation:
     flipped: bool  # the ranking was turned round
     votes: tuple[tuple[int, ...], ...] = ()  # of a panel: the ranks that each member gave
     agreement: float | None = None  # of a panel: share of equal votes, over members and pairs
+
+
+class Annotates(Protocol):
+    """Ranks the completions of a prompt: a simulated annotator, a judge, or a panel of such."""
+
+    def annotate(self, group: PromptGroup, texts: Sequence[str], seed: int) -> Annotation:
+        """Rank the completions ``texts`` of ``group``'s prompt."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the rankings."""
+        ...
+
+
+@runtime_checkable
+class Spends(Protocol):
+    """An annotator that costs something: requests, tokens, US dollars."""
+
+    def spent(self) -> dict[str, float | None]:
+        """What it has cost since it was made; None = not known."""
+        ...
+
+
+def total(costs: Iterable[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Add costs up, name by name; what is not known of one is not known of the sum."""
+    listed = list(costs)
+    names = dict.fromkeys(name for cost in listed for name in cost)
+    found: dict[str, float | None] = {}
+    for name in names:
+        known = [cost.get(name, 0) for cost in listed]
+        found[name] = None if None in known else sum(value or 0 for value in known)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

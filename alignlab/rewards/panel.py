@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from alignlab.data.group import PromptGroup, Verdict
 from alignlab.errors import ConfigError
 from alignlab.rewards.agreement import pair_votes, pairwise_agreement
-from alignlab.rewards.annotator import Annotation, Annotator, tiers
+from alignlab.rewards.annotator import Annotates, Annotation, Spends, tiers, total
 from alignlab.rewards.reward import fingerprint
 from alignlab.spec import Spec, build
 from alignlab.typed import Range
@@ -48,7 +48,7 @@ class Panel:
             raise ConfigError("A panel needs at least two members; for one, use it alone.")
 
     @cached_property
-    def _annotators(self) -> dict[str, Annotator]:
+    def _annotators(self) -> dict[str, Annotates]:
         return {name: build(member.annotator) for name, member in self.members.items()}
 
     def rank(self, group: PromptGroup, texts: Sequence[str], seed: int) -> Verdict:
@@ -74,6 +74,10 @@ class Panel:
             votes=votes,
             agreement=pairwise_agreement([pair_votes(ranks) for ranks in votes]),
         )
+
+    def spent(self) -> dict[str, float | None]:
+        """What its members have cost, those among them that cost anything."""
+        return total(one.spent() for one in self._annotators.values() if isinstance(one, Spends))
 
     def fingerprint(self) -> str:
         """Hash of the fields and of the members' own fingerprints."""

@@ -1,0 +1,1 @@
+"""Judges: which of two completions of one prompt is the better one."""
