@@ -1,0 +1,1 @@
+"""Benchmarks and forgetting: every metric as a paired difference against SFT; reward models."""

@@ -1,0 +1,134 @@
+"""Benchmarks of a reward model: accuracy by subset, calibration, and what it makes of length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from alignlab.errors import ConfigError
+from alignlab.evaluation.pairs import PairSet
+from alignlab.models.load import BackboneConfig
+from alignlab.spec import build
+from alignlab.stages.stage import Estimate, Role, Stage
+from alignlab.typed import Range
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from alignlab.data.group import TokenGroup
+    from alignlab.data.template import Tokenization
+    from alignlab.engine.distributed import Engine
+    from alignlab.run import Run
+
+ANNOTATED = "annotated"  # name of the pairs that the annotations keep for validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardBenchmark(Stage):
+    """Order preference pairs by a reward run, as RewardBench does (Lambert et al. 2024).
+
+    Rows are {task, item, value, margin, …}: value is 1 where the better completion scores higher,
+    0.5 at a tie. With an ``annotations`` input its validation split is one more set, on the very
+    tokens that were annotated. Calibration is that of σ(margin on the scale that was trained),
+    before scores were normalised.
+    """
+
+    kind: ClassVar[str] = "reward_benchmark"
+    roles: ClassVar[Mapping[str, Role]] = {
+        "reward": Role(("reward",)),
+        "annotations": Role(("annotate",), optional=True),
+    }
+
+    backbone: BackboneConfig
+    sets: Mapping[str, PairSet]
+    max_prompt: Annotated[int, Range(min=2)] | None
+    max_completion: Annotated[int, Range(min=1)] | None
+
+    def validate(self) -> None:
+        """There are pairs, and names that make plain keys."""
+        if not self.sets and "annotations" not in self.inputs:
+            raise ConfigError(
+                "sets: none, and no inputs.annotations either. Add a file of pairs:"
+                " +pairs@stages.NAME.sets.hh=file stages.NAME.sets.hh.data.path=FILE"
+            )
+        for name in self.sets:
+            if "/" in name or ":" in name or name == ANNOTATED:
+                raise ConfigError(
+                    f"sets.{name}: a name has no '/' and no ':', and '{ANNOTATED}' is taken."
+                )
+
+    def fingerprint(self) -> str:
+        """Fingerprint of the base model's files and of every set's data."""
+        found = [f"{n} {build(s.data).fingerprint()}" for n, s in sorted(self.sets.items())]
+        return " ".join([super().fingerprint(), *found])
+
+    def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
+        """Score all completions; write a row per pair and what the rows say together."""
+        from alignlab.data.template import Tokenization
+        from alignlab.evaluation.pairs import rows_of, summarise
+        from alignlab.models.templates import template_hash
+        from alignlab.stages.reward import scores_of
+        from alignlab.stages.session import open_backbone
+
+        run = engine.workers().own(run)
+        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        backbone.add("reward", source=inputs["reward"].model_dir, trainable=False, head=True)
+        with backbone.view("reward") as view:
+            gain = float(view.scalar_head.gain)
+        tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
+        rows: list[dict[str, Any]] = []
+        tokens = 0
+        for task, (groups, subsets) in self.load(inputs, tokenization, run).items():
+            scores = scores_of(backbone, "reward", groups, engine).tolist()
+            rows += rows_of(task, groups, scores, gain, subsets)
+            tokens += sum(len(g.prompt) + sum(map(len, g.completions)) for g in groups)
+        if engine.workers().is_main:
+            for name in ("samples.jsonl", "metrics.jsonl"):  # of an interrupted attempt
+                (run.path / name).unlink(missing_ok=True)
+        for row in rows:
+            run.sample(row)
+        summary = summarise(rows, gain)
+        params = backbone.parameter_counts("reward")[0]
+        run.update_record(
+            label=self.label or inputs["reward"].record.get("label") or "reward model",
+            template=template_hash(backbone.tokenizer),
+            reward=inputs["reward"].path.name,
+            gain=gain,
+            completions=2 * len(rows),
+            tokens_scored=tokens,
+            params_total=params,
+            flops=2.0 * params * tokens,
+            summary=summary,
+        )
+        run.log(0, summary, split="summary")
+
+    def load(
+        self, inputs: Mapping[str, Run], tokenization: Tokenization, run: Run
+    ) -> dict[str, tuple[list[TokenGroup], list[str]]]:
+        """Token groups of every set, and the subset of each group."""
+        from alignlab.stages.annotate import read
+
+        found: dict[str, tuple[list[TokenGroup], list[str]]] = {}
+        if "annotations" in inputs:
+            kept = [g for g in read(inputs["annotations"], "validation") if g.verdict.pairs()]
+            if kept:
+                found[ANNOTATED] = kept, [""] * len(kept)
+            else:
+                run.warn(f"{inputs['annotations'].name} keeps no ordered pair for validation")
+        for name, pairs in self.sets.items():
+            texts = pairs.load(name)
+            groups = tokenization.groups(texts)
+            cut = sum(any(g.truncated) or "prompt_cut" in g.meta for g in groups)
+            if cut:
+                run.warn(f"{name}: {cut} of {len(groups)} prompts or their completions were cut")
+            found[name] = groups, [pairs.subset_of(g.meta) for g in texts]
+        return found
+
+    def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
+        """Two completions of every pair at the length limits, where both are known."""
+        from alignlab.stages.estimate import sampling_estimate
+
+        pairs = sum(s.items or 0 for s in self.sets.values())
+        tokens = pairs * ((self.max_prompt or 0) + 2 * (self.max_completion or 0))
+        return sampling_estimate(self.backbone, cache, tokens=tokens)
