@@ -8,15 +8,15 @@ Stages with equal keys are one node, whatever job or command they come from, and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from alignlab import typed
 from alignlab.costs import Rates
-from alignlab.errors import ConfigError, DataError
-from alignlab.graph import ordered
+from alignlab.design.expand import expanded
+from alignlab.errors import ConfigError, located
+from alignlab.graph import counted, ordered
 from alignlab.run import content_key
 from alignlab.spec import locate
 from alignlab.stages.stage import Stage
@@ -39,6 +39,7 @@ class Node:
     cached: bool
     estimate: Estimate
     seconds: float  # estimated wall time of the whole stage, cached or not
+    data: str = ""  # fingerprint of what the stage reads by itself
 
     @property
     def kind(self) -> str:
@@ -88,8 +89,13 @@ class Plan:
         return cls(planner.nodes, jobs)
 
     def pending(self) -> list[Node]:
-        """Nodes that are not in the store yet, in order."""
-        return [node for node in self.nodes.values() if not node.cached]
+        """Nodes to execute, in order: those that are neither in the store nor counted."""
+        idle = self.counted()
+        return [n for n in self.nodes.values() if not n.cached and n.run not in idle]
+
+    def counted(self) -> set[str]:
+        """Runs that are not done, and that whoever reads them is done without: see `counted`."""
+        return counted(self.nodes, {run for run, node in self.nodes.items() if node.cached})
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``alignlab plan --json`` prints."""
@@ -128,12 +134,21 @@ def stage_key(stage: Stage, data: str, parents: Mapping[str, str]) -> str:
     return _key(stage, typed.to_mapping(stage), data, parents)
 
 
+def _without(fields: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Leave ``names`` out; ``judge.limits`` is what stands as limits inside the field judge."""
+    kept = {key: value for key, value in fields.items() if key not in names}
+    for head, _, rest in (name.partition(".") for name in names):
+        if rest and isinstance(kept.get(head), Mapping):
+            kept[head] = _without(kept[head], {rest})
+    return kept
+
+
 def _key(stage: Stage, fields: Mapping[str, Any], data: str, parents: Mapping[str, str]) -> str:
     return content_key(
         {
             "stage": target_of(stage),
             "version": stage.version,
-            "fields": {k: v for k, v in fields.items() if k not in {*stage.unkeyed, "inputs"}},
+            "fields": _without(fields, {*stage.unkeyed, "inputs"}),
             "inputs": parents,
             "data": data,
         }
@@ -147,7 +162,7 @@ class _Built:
     stage: Stage
     data: str  # fingerprint of the data that it reads
     fields: Mapping[str, Any]  # of the stage, as plain data
-    text: str  # its name and configuration but for the seed, on which no data and no cost depends
+    text: str  # its configuration but for seed and inputs, on whose names no data and cost depends
 
     @property
     def config(self) -> dict[str, Any]:
@@ -159,10 +174,10 @@ class _Built:
 class _Planner:
     store: Store
     nodes: dict[str, Node] = field(default_factory=dict)
-    built: dict[tuple[str, Any], _Built] = field(default_factory=dict)  # by text and seed
-    seedless: dict[str, _Built] = field(default_factory=dict)  # by text: the first seed's
+    built: dict[tuple[str, ...], _Built] = field(default_factory=dict)  # by text, seed and inputs
+    placeless: dict[str, _Built] = field(default_factory=dict)  # by text: the first one's
     fingerprints: dict[str, str] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)  # by run name
+    behind: dict[str, _Built] = field(default_factory=dict)  # by run name
     estimates: dict[tuple[str, ...], Estimate] = field(default_factory=dict)
     rates: Rates | None = None
 
@@ -174,32 +189,36 @@ class _Planner:
                 "stages: the configuration has none; choose a pipeline, for example "
                 "pipeline=preference."
             )
-        built = {name: self._build(name, node) for name, node in stated.items()}
+        stages = expanded(config, self._cost)
+        built = {name: self._build(name, node) for name, node in stages.items()}
         order = ordered({name: b.stage for name, b in built.items()})
         runs: dict[str, str] = {}
         for name in order:
             runs[name] = self._node(name, built[name], runs)
-        return {name: runs[name] for name in stated}
+        return {name: runs[name] for name in built}
 
     def _build(self, name: str, node: Any) -> _Built:
         # A sweep of thousands of jobs states most of its stages many times, and the others often
-        # with another seed only: each text is checked once.
+        # with another seed or other inputs only: each text is checked once.
         path = f"stages.{name}"
-        seed = node.get("seed") if isinstance(node, Mapping) else None
-        rest = {k: v for k, v in node.items() if k != "seed"} if isinstance(node, Mapping) else node
-        text = name + json.dumps(rest, sort_keys=True, default=str)
-        key = (text, seed if type(seed) is int else repr(seed))
+        if not isinstance(node, Mapping):
+            return _Built(build_stage(node, path), "", {}, "")  # it is refused
+        seed, inputs = node.get("seed"), node.get("inputs")
+        text = json.dumps({**node, "seed": 0, "inputs": {}}, sort_keys=True, default=str)
+        key = (text, repr(seed), repr(inputs))
         if key in self.built:
             return self.built[key]
-        known = self.seedless.get(text)
-        if known is not None and type(seed) is int:
-            stage = replace(known.stage, seed=seed)
-            found = replace(known, stage=stage, fields={**known.fields, "seed": seed})
+        known = self.placeless.get(text)
+        if known is not None and type(seed) is int and isinstance(inputs, dict) and _plain(inputs):
+            with located(path):
+                stage = replace(known.stage, seed=seed, inputs=inputs)
+            fields = {**known.fields, "seed": seed, "inputs": inputs}
+            found = replace(known, stage=stage, fields=fields)
         else:
             stage = build_stage(node, path)
             fields = typed.to_mapping(stage)
             found = _Built(stage, self._fingerprint(stage, fields, path), fields, text)
-            self.seedless[text] = found
+            self.placeless[text] = found
         self.built[key] = found
         return found
 
@@ -210,7 +229,7 @@ class _Planner:
         fields = {k: v for k, v in mapping.items() if k not in apart}
         text = target_of(stage) + json.dumps(fields, sort_keys=True)
         if text not in self.fingerprints:
-            with _located(path):
+            with located(path):
                 self.fingerprints[text] = stage.fingerprint()
         return self.fingerprints[text]
 
@@ -220,8 +239,9 @@ class _Planner:
         key = _key(stage, built.fields, built.data, parents)
         run = f"{stage.kind}-{key}"
         if run not in self.nodes:
-            self.texts[run] = built.text
-            estimate = self._estimate(name, built, parents)
+            self.behind[run] = built
+            inputs = {role: self.behind[parent] for role, parent in parents.items()}
+            estimate = self._priced(name, built, inputs)
             if self.rates is None:
                 self.rates = Rates.of(self.store)
             self.nodes[run] = Node(
@@ -234,28 +254,28 @@ class _Planner:
                 cached=self.store.run(stage.kind, key).done,
                 estimate=estimate,
                 seconds=self.rates.seconds(stage.kind, estimate),
+                data=built.data,
             )
         return run
 
-    def _estimate(self, name: str, built: _Built, parents: Mapping[str, str]) -> Estimate:
-        key = (built.text, *(self.texts[parent] for parent in parents.values()))
+    def _cost(self, stages: Mapping[str, Any], name: str) -> Estimate:
+        """Estimate a stage before there is a graph; what is wrong with its inputs is said later."""
+        built = self._build(name, stages[name])
+        behind = {r: s for r, s in sorted(built.stage.inputs.items()) if s in stages}
+        return self._priced(name, built, {r: self._build(s, stages[s]) for r, s in behind.items()})
+
+    def _priced(self, name: str, built: _Built, inputs: Mapping[str, _Built]) -> Estimate:
+        key = (built.text, *(f"{role} {source.text}" for role, source in inputs.items()))
         if key not in self.estimates:
-            known = {role: self.nodes[parent].stage for role, parent in parents.items()}
-            with _located(f"stages.{name}"):
-                self.estimates[key] = built.stage.estimate(self.store.cache, known)
+            with located(f"stages.{name}"):
+                self.estimates[key] = built.stage.estimate(
+                    self.store.cache, {role: source.stage for role, source in inputs.items()}
+                )
         return self.estimates[key]
 
 
-@contextmanager
-def _located(path: str) -> Iterator[None]:
-    """Put the stage's path before the message of a refusal raised inside."""
-    try:
-        yield
-    except (ConfigError, DataError) as error:
-        if path in str(error):
-            raise
-        kind = DataError if isinstance(error, DataError) else ConfigError
-        raise kind(f"{path}: {error}") from None
+def _plain(inputs: Mapping[Any, Any]) -> bool:
+    return all(type(word) is str for pair in inputs.items() for word in pair)
 
 
 def build_stage(node: Any, path: str) -> Stage:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from alignlab.launch.task import Outcome
+from alignlab.stages.stage import role_of
 
 if TYPE_CHECKING:
     from alignlab.plan import Node, Plan
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Board:
     """State of every node of a plan while it is executed.
 
-    A failed stage blocks its descendants, with the reason, and nothing else.
+    A failed stage blocks its descendants, with the reason, and nothing else. A tolerant role of a
+    stage waits for all stages behind it, and is content with one that is done.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -24,6 +25,9 @@ class Board:
             for run, node in plan.nodes.items()
             if node.cached
         }
+        for run in plan.counted():
+            reason = "it failed before, and a stage that is done has counted it"
+            self.outcomes[run] = Outcome(run, plan.nodes[run].name, "counted", reason=reason)
         self.started: set[str] = set()
         self._children: dict[str, list[str]] = {run: [] for run in plan.nodes}
         for run, node in plan.nodes.items():
@@ -37,9 +41,7 @@ class Board:
         found = [
             node
             for run, node in self.nodes.items()
-            if run not in self.outcomes
-            and run not in self.started
-            and all(self._finished(parent) for parent in node.parents.values())
+            if run not in self.outcomes and run not in self.started and self._can_start(node)
         ]
         return sorted(found, key=lambda n: (-self._weight[n.run], self._rank[n.run]))
 
@@ -52,8 +54,7 @@ class Board:
         settled = [outcome]
         self.outcomes[outcome.run] = outcome
         if outcome.status == "failed":
-            reason = f"{outcome.name} ({outcome.run}) failed"
-            settled += [self._block(run, reason) for run in self._descendants(outcome.run)]
+            settled += self._blocked_by(outcome)
         return settled
 
     @property
@@ -92,20 +93,34 @@ class Board:
     def _finished(self, run: str) -> bool:
         return run in self.outcomes and self.outcomes[run].status in ("cached", "done")
 
-    def _block(self, run: str, reason: str) -> Outcome:
-        outcome = Outcome(run, self.nodes[run].name, "blocked", reason=reason)
-        self.outcomes.setdefault(run, outcome)
-        return outcome
+    def _can_start(self, node: Node) -> bool:
+        strict, tolerant = _parents(node)
+        return all(map(self._finished, strict)) and all(
+            all(run in self.outcomes for run in behind) and any(map(self._finished, behind))
+            for behind in tolerant.values()
+        )
 
-    def _descendants(self, run: str) -> Iterable[str]:
-        found: dict[str, None] = {}
-        waiting = list(self._children[run])
-        while waiting:
-            child = waiting.pop(0)
-            if child not in found and child not in self.outcomes:
-                found[child] = None
-                waiting += self._children[child]
-        return list(found)
+    def _blocked_by(self, outcome: Outcome) -> list[Outcome]:
+        """Block every stage that cannot run any more, now that a node has failed."""
+        found: list[Outcome] = []
+        lost = [outcome.run]
+        while lost:
+            for run in self._children[lost.pop(0)]:
+                if run not in self.outcomes and not self._possible(self.nodes[run]):
+                    reason = f"{outcome.name} ({outcome.run}) failed"
+                    found.append(Outcome(run, self.nodes[run].name, "blocked", reason=reason))
+                    self.outcomes[run] = found[-1]
+                    lost.append(run)
+        return found
+
+    def _possible(self, node: Node) -> bool:
+        strict, tolerant = _parents(node)
+        return not any(map(self._lost, strict)) and not any(
+            all(map(self._lost, behind)) for behind in tolerant.values()
+        )
+
+    def _lost(self, run: str) -> bool:
+        return run in self.outcomes and not self._finished(run)
 
     def _downstream(self) -> dict[str, float]:
         # Starting the longest remaining path first shortens the whole; every stage counts a second
@@ -116,3 +131,16 @@ class Board:
             node = self.nodes[run]
             weight[run] = below + (0.0 if node.cached else max(node.seconds, 1.0))
         return weight
+
+
+def _parents(node: Node) -> tuple[list[str], dict[str, list[str]]]:
+    """Runs that must all be done, and by tolerant role those of which one must be."""
+    strict: list[str] = []
+    tolerant: dict[str, list[str]] = {}
+    for name, run in node.parents.items():
+        role = role_of(name)
+        if node.stage.roles[role].tolerant:
+            tolerant.setdefault(role, []).append(run)
+        else:
+            strict.append(run)
+    return strict, tolerant

@@ -1,0 +1,1 @@
+"""Tuning: what fewer trials would have found, and what every method was given."""
