@@ -10,14 +10,27 @@ from typing import Any
 import numpy as np
 
 from alignlab.report import statistics as st
+from alignlab.report.comparison import (
+    LEVEL,
+    Pair,
+    best_of_kl,
+    compare,
+    compared,
+    contenders,
+    detectable,
+    ranks,
+    strengths,
+)
 from alignlab.report.corpus import distincts, forgetting_of
 from alignlab.report.folders import number, prompt_key
-from alignlab.report.statistics import Difference, Interval
+from alignlab.report.statistics import Interval
 from alignlab.report.table import Method, Study, cost_of
 from alignlab.report.text import repetition
 
+__all__ = ["LEVEL", "Analysis", "Pair", "Score", "analyse", "best_of_kl", "cells_of", "hacks_gold"]
+RESAMPLED = 4_000_000  # values that are sorted for one interval of an interquartile mean
 CELL_METRICS = ("gold", "audit", "proxy", "kl", "tokens", "finished", "repetition")
-LEVEL = 0.95
+Cells = dict[str, dict[str, np.ndarray]]  # metric → method id → (seeds, prompts)
 
 
 @dataclass(frozen=True)
@@ -41,22 +54,6 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Gold reward of method ``a`` against method ``b`` on shared seeds and prompts."""
-
-    a: Method
-    b: Method
-    gold: Difference
-    holm: float
-    win: Interval  # how often a scores above b on the same prompt, ties half
-
-    @property
-    def distinguishable(self) -> bool:
-        """Whether both the corrected test and the interval over seeds and prompts exclude zero."""
-        return self.holm < 1 - LEVEL and self.gold.interval.excludes(0.0)
-
-
-@dataclass(frozen=True)
 class Analysis:
     """The numbers of one study; ``scores`` are ordered by gold reward, best first."""
 
@@ -68,11 +65,24 @@ class Analysis:
     detectable: float | None
     cycles: tuple[tuple[str, str, str], ...]
     wins: Mapping[tuple[str, str], float]
+    cells: Cells
+    contenders: tuple[str, ...]  # ids of the methods that are compared pair by pair
+    equal_kl: float | None  # the KL by which they were picked from many, None when all are
+
+    @property
+    def points(self) -> list[Score]:
+        """All methods that trained a policy, best first (without SFT and best-of-n)."""
+        return [s for s in self.scores if not s.method.baseline and s.method.best_of == 1]
+
+    @property
+    def compared(self) -> list[Score]:
+        """Methods that are tested against each other, controls included, best first."""
+        return [s for s in self.scores if s.method.id in self.contenders]
 
     @property
     def trained(self) -> list[Score]:
-        """Methods that trained a policy, best first (without SFT and best-of-n)."""
-        return [s for s in self.scores if not s.method.baseline and s.method.best_of == 1]
+        """The compared methods that trained a policy, best first: in a sweep one per family."""
+        return [s for s in self.points if s.method.id in self.contenders]
 
     @property
     def base_name(self) -> str:
@@ -92,9 +102,6 @@ class Analysis:
             if (pair.a.id, pair.b.id) == (b, a):
                 return pair, -1
         return None
-
-
-Cells = dict[str, dict[str, np.ndarray]]  # metric → method id → (seeds, prompts)
 
 
 def _row_metrics(row: Mapping[str, Any]) -> dict[str, float]:
@@ -131,11 +138,6 @@ def hacks_gold(score: Score) -> bool:
     return gold is not None and audit is not None and gold.low > 0 and audit.low <= 0
 
 
-def best_of_kl(n: int) -> float:
-    """Upper bound of KL(best of n ‖ reference) in nats: log n − (n − 1) / n."""
-    return math.log(n) - (n - 1) / n
-
-
 def analyse(study: Study, *, draws: int = st.DRAWS, seed: int = 0) -> Analysis:
     """Compute every number of the report; deterministic for a given ``seed``."""
     methods = [m for m in study.methods if any(m.rows.values())]
@@ -144,76 +146,44 @@ def analyse(study: Study, *, draws: int = st.DRAWS, seed: int = 0) -> Analysis:
     methods = [m for m in methods if not np.isnan(gold[m.id]).all()]
     baseline = next((m for m in methods if m.baseline), None)
     ordered = sorted(methods, key=lambda m: -float(np.nanmean(gold[m.id])))
-    pairs = _pairs(ordered, gold, draws, seed)
-    strengths, wins = _strengths(ordered, pairs, gold, draws, seed)
-    drawn = [st.hierarchical_draws(gold[m.id], draws=draws, seed=seed)[1] for m in ordered]
-    ranks = st.rank_intervals(np.stack(drawn, axis=1)) if ordered else []
-    vs = {p.a.id if p.b is baseline else p.b.id: p for p in pairs if baseline in (p.a, p.b)}
+    kept, equal_kl = contenders(ordered, {m.id: _kl(m, cells) for m in ordered})
+    pairs = compare(kept, gold, draws, seed)
+    strength, wins = strengths(kept, pairs, gold, draws, seed)
+    others = [(m, baseline) for m in ordered if baseline is not None and m not in kept]
+    beside = compared(others, gold, draws, seed)
+    vs = {
+        pair.a.id if pair.b is baseline else pair.b.id: pair
+        for pair in (*pairs, *beside)
+        if baseline in (pair.a, pair.b)
+    }
+    places = ranks(ordered, gold, draws, seed)
     scores = [
-        _score(m, baseline, cells, seeds, vs.get(m.id), ranks[i], strengths.get(m.id), draws, seed)
+        _score(m, baseline, cells, seeds, vs.get(m.id), places[i], strength.get(m.id), draws, seed)
         for i, m in enumerate(ordered)
     ]
-    errors = [p.gold.interval.error for p in pairs if p.gold.interval.error > 0]
-    rates = np.array([[wins.get((a.id, b.id), 0.5) for b in ordered] for a in ordered])
-    found = st.cycles(rates) if len(ordered) > 2 else []
-    names = [tuple(ordered[i].label for i in triple) for triple in found]
-    detectable = st.minimum_detectable_effect(1, float(np.median(errors))) if errors else None
+    rates = np.array([[wins.get((a.id, b.id), 0.5) for b in kept] for a in kept])
+    found = st.cycles(rates) if len(kept) > 2 else []
     return Analysis(
-        study, tuple(scores), tuple(pairs), len(keys), tuple(seeds), detectable,
-        tuple((a, b, c) for a, b, c in names), wins,
-    )  # fmt: skip
+        study=study,
+        scores=tuple(scores),
+        pairs=tuple(pairs),
+        prompts=len(keys),
+        seeds=tuple(seeds),
+        detectable=detectable(pairs),
+        cycles=tuple((kept[i].label, kept[j].label, kept[k].label) for i, j, k in found),
+        wins=wins,
+        cells=cells,
+        contenders=tuple(m.id for m in kept),
+        equal_kl=equal_kl,
+    )
 
 
-def _pairs(
-    methods: Sequence[Method], gold: Mapping[str, np.ndarray], draws: int, seed: int
-) -> list[Pair]:
-    """Compare every two methods on shared cells; Holm over all of these comparisons."""
-    raw: list[tuple[Method, Method, Difference, Interval]] = []
-    for i, a in enumerate(methods):
-        for b in methods[i + 1 :]:
-            difference = gold[a.id] - gold[b.id]
-            if np.isnan(difference).all():
-                continue
-            win = np.where(np.isnan(difference), np.nan, (np.sign(difference) + 1) / 2)
-            rate = st.hierarchical_bootstrap(win, draws=draws, seed=seed)
-            tested = st.difference_of_cells(difference, draws=draws, seed=seed)
-            raw.append((a, b, tested, rate))
-    adjusted = st.holm([d.p_value for _, _, d, _ in raw]) if raw else []
-    return [Pair(a, b, d, p, w) for (a, b, d, w), p in zip(raw, adjusted, strict=True)]
-
-
-def _strengths(
-    methods: Sequence[Method],
-    pairs: Sequence[Pair],
-    gold: Mapping[str, np.ndarray],
-    draws: int,
-    seed: int,
-) -> tuple[dict[str, Interval], dict[tuple[str, str], float]]:
-    """Bradley–Terry log-strengths from per-prompt gold comparisons, and the win rates behind them.
-
-    Half a win is added to both sides of every pair, so that a method that wins everywhere stays
-    finite.
-    """
-    size = len(methods)
-    place = {m.id: i for i, m in enumerate(methods)}
-    point, drawn = np.zeros((size, size)), np.zeros((draws, size, size))
-    rates: dict[tuple[str, str], float] = {}
-    for pair in pairs:
-        i, j = place[pair.a.id], place[pair.b.id]
-        difference = gold[pair.a.id] - gold[pair.b.id]
-        games = float(np.count_nonzero(~np.isnan(difference)))
-        win = np.where(np.isnan(difference), np.nan, (np.sign(difference) + 1) / 2)
-        value, sampled = st.hierarchical_draws(win, draws=draws, seed=seed)
-        sampled = np.clip(sampled, 0, 1)
-        rates[pair.a.id, pair.b.id], rates[pair.b.id, pair.a.id] = value, 1 - value
-        point[i, j], point[j, i] = games * value, games * (1 - value)
-        drawn[:, i, j], drawn[:, j, i] = games * sampled, games * (1 - sampled)
-    if size < 2 or len(pairs) < size * (size - 1) // 2:
-        return {}, rates
-    strength = st.bradley_terry(point, prior=0.5)
-    sampled = st.bradley_terry(drawn[: min(draws, 500)], prior=0.5)
-    found = {m.id: st.summarise(strength[i], sampled[:, i]) for i, m in enumerate(methods)}
-    return found, rates
+def _kl(method: Method, cells: Cells) -> float:
+    """Mean KL of a method, the analytic bound for best-of-n, NaN when it was not recorded."""
+    if method.best_of > 1:
+        return best_of_kl(method.best_of)
+    table = cells["kl"][method.id]
+    return math.nan if np.isnan(table).all() else float(np.nanmean(table))
 
 
 def _score(
@@ -271,8 +241,9 @@ def _gold_iqm(table: np.ndarray, draws: int, seed: int) -> Interval:
     """Interquartile mean of gold over seeds and prompts; prompts are resampled within each seed."""
     rows, columns = np.nonzero(~np.isnan(table))
     statistic: Callable[..., Any] = st.interquartile_mean
+    fewer = min(draws, max(200, RESAMPLED // rows.size))
     return st.bootstrap_interval(
-        table[rows, columns], statistic, strata=[int(r) for r in rows], draws=draws, seed=seed
+        table[rows, columns], statistic, strata=[int(r) for r in rows], draws=fewer, seed=seed
     )
 
 

@@ -162,8 +162,16 @@ def text(generator: np.random.Generator, gold: float, length: int) -> str:
 
 
 def samples(
-    seed: int, shift: float, audit: float, kl: float, factor: float, prompts: int
+    seed: int,
+    shift: float,
+    audit: float,
+    kl: float,
+    factor: float,
+    prompts: int,
+    proxy: float | None = None,
 ) -> list[dict]:
+    """Rows of an evaluation; ``proxy`` is the proxy's own gain where it is not that of gold."""
+    gain = 1.2 * shift if proxy is None else proxy
     rows = []
     for index in range(prompts):
         shared = np.random.default_rng(index)
@@ -181,7 +189,7 @@ def samples(
                 "finished": bool(own.random() > 0.04),
                 "gold": gold,
                 "audit": float(base + audit * shift + 0.2 * own.normal()),
-                "proxy": float(2 * (base + 1.2 * shift) + 0.5 * own.normal()),
+                "proxy": float(2 * (base + gain) + 0.5 * own.normal()),
                 "kl": float(kl + 0.3 * kl * own.normal()) if kl else 0.0,
             }
         )
@@ -189,9 +197,24 @@ def samples(
 
 
 def write_study(
-    root: Path, *, name: str = "demo", seeds: int = 2, prompts: int = 60, missing: bool = True
+    root: Path,
+    *,
+    name: str = "demo",
+    seeds: int = 2,
+    prompts: int = 60,
+    missing: bool = True,
+    grids: bool = False,
+    judged: bool = False,
+    benchmarked: bool = False,
+    searched: bool = False,
 ) -> None:
-    """SFT, six methods and best-of-8; one SimPO run never started (``missing``)."""
+    """SFT, six methods and best-of-8; one SimPO run never started (``missing``).
+
+    ``grids`` adds β sweeps and more n, of which one run diverges; ``searched`` puts a select run
+    behind DPO and PPO; ``judged`` and ``benchmarked`` assess whatever was evaluated.
+    """
+    import fake_grids
+
     jobs = []
     for seed in range(seeds):
         generator = np.random.default_rng(seed)
@@ -230,7 +253,7 @@ def write_study(
         score = {
             "kind": "evaluate",
             "seed": seed,
-            "config": {"seed": seed, "samples": 1, "temperature": 1.0},
+            "config": {"seed": seed, "samples": 1, "temperature": 1.0, "split": "test"},
             "summary": {"reference_nll": 3.1 + 0.01 * seed},
         }
         stages["evaluate_sft"] = write_run(
@@ -268,6 +291,8 @@ def write_study(
                 "optimizer": {"learning_rate": 5e-5},
                 "inputs": {"reference": "sft"},
             }
+            if online:
+                config["kl_coef"] = config.pop("objective")["beta"]
             stages[method] = write_run(
                 root,
                 kind,
@@ -281,6 +306,8 @@ def write_study(
                 seconds=120.0 if online else 40.0,
                 reference=stages["sft"],
             )
+            if searched and method in ("dpo", "ppo"):
+                stages[method] = fake_grids.write_search(root, stages, method, seed, prompts)
             stages[f"evaluate_{method}"] = write_run(
                 root,
                 key=f"{tag}-{method}",
@@ -293,6 +320,12 @@ def write_study(
                 },
                 **score,
             )
+        if grids:
+            fake_grids.write_grids(root, stages, seed, prompts, last=seed == seeds - 1)
+        if judged:
+            fake_grids.write_judgements(root, stages, seed)
+        if benchmarked:
+            fake_grids.write_benchmarks(root, stages, seed)
         if missing and seed == seeds - 1:
             stages["simpo"] = f"preference-{tag}-simpo"
             stages["evaluate_simpo"] = f"evaluate-{tag}-simpo"

@@ -11,8 +11,9 @@ from fake_study import FakeStore, write_json, write_run, write_study
 
 from alignlab.errors import DataError
 from alignlab.report.analysis import analyse, best_of_kl
-from alignlab.report.concerns import _weak_rewards, concerns
+from alignlab.report.concerns import concerns
 from alignlab.report.folders import flatten, read_lines, settings_of
+from alignlab.report.run_concerns import _weak_rewards
 from alignlab.report.table import read_study, shared_stages
 
 
@@ -77,7 +78,7 @@ def test_one_label_with_two_settings_is_two_methods(small):
     stages = {"a": "evaluate-beta01", "b": "evaluate-beta05"}
     write_json(small.studies / "grid" / "study.json", {"jobs": [{"seed": 0, "stages": stages}]})
     labels = [m.label for m in read_study("grid", small).methods]
-    assert labels == ["DPO, beta 0.1", "DPO, beta 0.5"]
+    assert labels == ["DPO, β 0.1", "DPO, β 0.5"]
 
 
 def test_unknown_study_says_which_there_are(small):
@@ -102,8 +103,10 @@ def test_failed_diverged_and_unfinished_runs_are_counted(small):
         shutil.rmtree(small.root / f"evaluate-1a-{name}")
     (small.root / "evaluate-1a-grpo" / "DONE").unlink()
     found = topics(small)
-    assert "preference-1a-dpo (DPO): loss is not finite at step 3" in found["diverged run"]
-    assert "out of memory" in found["failed run"]
+    said = [c.text for c in concerns(analyse(read_study("demo", small), draws=50))]
+    assert [text for text in said if text.startswith("DPO: 1 of 2 seeds diverged")]
+    assert [text for text in said if "seeds failed (seed 1: out of memory)" in text]
+    assert "conditional on the seeds that finished" in found["failed runs"]
     assert "evaluate-1a-grpo" in found["unfinished run"]
     assert "1 of 2 seeds" in found["unequal seeds"]
     assert "GRPO" in found["not evaluated"]

@@ -1,0 +1,1 @@
+"""The reward–KL plane: gold and proxy reward of whole sweeps against what they cost in KL."""
