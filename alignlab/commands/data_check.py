@@ -158,6 +158,7 @@ def _check_split(
         held_out={} if split in held_out else held_out,
         limits=setup.limits,
         vocabulary=setup.vocabulary(),
+        languages=True,
     )
     refused = Refused(split)
     for chunk in _chunks(groups, CHUNK):

@@ -9,7 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 import alignlab
-from alignlab.commands.data_text import summary
+from alignlab.commands.data_text import languages_of, summary
 from alignlab.errors import ConfigError
 from alignlab.files import replace
 from alignlab.report.elements import cell, heading, table
@@ -155,6 +155,7 @@ def _splits(report: Report) -> str:
     head += "".join(heading(n, "median / 99 % / longest", sortable=False) for n in lengths)
     head += heading("Verdicts", kind="text", sortable=False)
     head += heading("Scripts", kind="text", sortable=False)
+    head += heading("Languages", "of up to 2,000 rows", kind="text", sortable=False)
     rows = [_split(one) for one in report.splits]
     return table(head, rows, "splits", "Lengths in tokens: median / 99 % / longest")
 
@@ -169,4 +170,5 @@ def _split(checked: Checked) -> str:
     cells += [cell(f"{s.truncated_rows / max(s.rows, 1):.1%}"), cell(f"{lost:.1%}")]
     cells += [cell(f"{q[1]:,} / {q[3]:,} / {q[4]:,}") for q in (s.prompt, s.completion, s.row)]
     cells += [cell(escape(verdicts), kind="text"), cell(escape(scripts), kind="text")]
+    cells += [cell(escape(languages_of(s)), kind="text")]
     return f'<tr><th scope="row">{escape(checked.split)}</th>{"".join(cells)}</tr>'

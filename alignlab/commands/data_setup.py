@@ -77,7 +77,7 @@ class Setup:
 
             # Making the model would need torch.
             return use_template(byte_tokenizer(), self.backbone.template)
-        folder = resolve(path, self.cache, self.backbone.revision)
+        folder = resolve(path, self.cache, self.backbone.revision, weights=False)
         if _is_plain(folder):
             from transformers import PreTrainedTokenizerFast
 
@@ -93,7 +93,7 @@ class Setup:
         path = self.backbone.path
         if path == "random:tiny" and not is_made(path, self.cache):
             return None
-        folder = resolve(path, self.cache, self.backbone.revision)
+        folder = resolve(path, self.cache, self.backbone.revision, weights=False)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
         return int(size) if size else None

@@ -10,6 +10,7 @@ from alignlab.commands.text import columns
 if TYPE_CHECKING:
     from alignlab.commands.data_check import Checked, Report
     from alignlab.data.gate.finding import Finding
+    from alignlab.data.gate.statistics import Statistics
 
 WIDTH = 100
 HEAD = ("split", "rows", "completions", "tokens", "prompt", "completion", "row", "cut off", "kinds")
@@ -49,8 +50,15 @@ def _sizes(checked: Checked) -> tuple[str, ...]:
         f"{s.tokens:,}",
         *(f"{q[1]} / {q[3]} / {q[4]}" for q in (s.prompt, s.completion, s.row)),
         f"{s.truncated_rows / max(s.rows, 1):.0%} of rows, {lost:.0%} of tokens",
-        f"{kinds or '-'}; {scripts or 'no letters'}",
+        f"{kinds or '-'}; {scripts or 'no letters'}; {languages_of(s)}",
     )
+
+
+def languages_of(statistics: Statistics) -> str:
+    """Languages of a split in one line: the shares of the rows that were looked at."""
+    named = [f"{code or 'undecided'} {share:.0%}" for code, share in statistics.languages.items()]
+    shown = named if len(named) <= 4 else [*named[:3], f"{len(named) - 3} more"]
+    return ", ".join(shown) or "-"
 
 
 def _finding(splits: str, finding: Finding) -> str:

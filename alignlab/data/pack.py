@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -52,6 +53,31 @@ def pack(sizes: Sequence[int] | np.ndarray, budget: int) -> list[list[int]]:
     members = np.lexsort((order, home))
     ends = np.cumsum(np.bincount(home))[:-1]
     return [part.tolist() for part in np.split(order[members], ends)]
+
+
+@dataclass(frozen=True)
+class Fullness:
+    """How full the micro-batches of some optimizer steps are, as shares of the token budget."""
+
+    micro_batches: float  # of a step, mean
+    used: float  # of the budget of all micro-batches
+    most: float  # what no packing can exceed: a step of 1.2 budgets needs two micro-batches
+
+
+def fullness(steps: Iterable[np.ndarray], budget: int) -> Fullness:
+    """Pack the item sizes of every step and compare with the fewest bins that could hold them.
+
+    With T tokens in a step, ⌈T / budget⌉ micro-batches are the fewest, so T / (⌈T / budget⌉ budget)
+    is the most that can be used. From n micro-batches on that is at least (n - 1) / n.
+    """
+    count = bins = fewest = tokens = 0
+    for sizes in steps:
+        total = sizes.sum()
+        count, tokens, fewest = count + 1, tokens + total, fewest + -(-total // budget)
+        bins += len(pack(sizes, budget))
+    if not tokens:
+        return Fullness(0.0, 0.0, 0.0)
+    return Fullness(bins / count, tokens / (bins * budget), tokens / (fewest * budget))
 
 
 def flatten(groups: Sequence[TokenGroup]) -> FlatBatch:

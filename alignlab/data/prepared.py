@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import bisect
 import gc
 import hashlib
 import inspect
 import time
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 
 from alignlab.data.gate import gate as gate_module
 from alignlab.data.gate.finding import Finding, Need
 from alignlab.data.gate.gate import Gate
-from alignlab.data.group import PromptGroup, TokenGroup
+from alignlab.data.group import PromptGroup
+from alignlab.data.mapped import Mapped, Places, joined
 from alignlab.data.prepared_shards import Maker
 from alignlab.data.sources.source import Carded
 from alignlab.data.template import Tokenization
@@ -49,44 +49,19 @@ class Stats:
     completions_truncated: float
 
 
-class Prepared(Sequence[TokenGroup]):
-    """A data set as token groups that lie in mapped files; what is not touched is not in memory."""
+class Prepared(Mapped):
+    """A data set as token groups that lie in mapped files, with what was found in it."""
 
     def __init__(
         self, shards: Sequence[Shard], places: Places, findings: Sequence[Finding], stats: Stats
     ) -> None:
-        self.shards, self.places = tuple(shards), places
+        super().__init__(shards, places)
         self.findings, self.stats = tuple(findings), stats
         self.card: Mapping[str, Any] | None = None  # what the source did to the rows, if it says so
-        self._starts = np.cumsum([0, *map(len, self.shards)], dtype=np.int64).tolist()
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    @overload
-    def __getitem__(self, index: int) -> TokenGroup: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenGroup]: ...
-    def __getitem__(self, index: int | slice) -> TokenGroup | list[TokenGroup]:
-        """One group, or a list of those of a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row = index + len(self) if index < 0 else index
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        shard = bisect.bisect_right(self._starts, row) - 1
-        return self.shards[shard].group(row - self._starts[shard], row, self.places[row])
-
-    def __iter__(self) -> Iterator[TokenGroup]:
-        return (self[row] for row in range(len(self)))
-
-    def sizes(self) -> np.ndarray:
-        """Tokens of every group (rows,), prompt once and all completions: what packing needs."""
-        return _joined([shard.sizes for shard in self.shards])
 
 
 @dataclass(frozen=True)
-class _Split(Iterable[PromptGroup]):
+class SplitOf(Iterable[PromptGroup]):
     """A split that is read again whenever it is gone through, and never held."""
 
     source: Source
@@ -94,38 +69,6 @@ class _Split(Iterable[PromptGroup]):
 
     def __iter__(self) -> Iterator[PromptGroup]:
         return self.source.stream(self.name)
-
-
-class Places:
-    """File and line of every row, as one text and the ends of its parts."""
-
-    def __init__(self) -> None:
-        self.text = bytearray()
-        self.ends = array("q")
-
-    def add(self, place: str | None) -> None:
-        """Append one; None for a row that came from no file."""
-        if place is not None:
-            self.text += b"@" + place.encode("utf-8", "surrogatepass")
-        self.ends.append(len(self.text))
-
-    def __getitem__(self, row: int) -> str | None:
-        start = self.ends[row - 1] if row else 0
-        found = bytes(self.text[start : self.ends[row]])
-        return found[1:].decode("utf-8", "surrogatepass") if found else None
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> Places:
-        """Places that `arrays` gave."""
-        made = cls()
-        made.text = bytearray(arrays["places"].data)
-        made.ends.frombytes(arrays["place_ends"].tobytes())
-        return made
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The same as arrays."""
-        ends = np.frombuffer(self.ends, dtype=np.int64) if self.ends else np.zeros(0, np.int64)
-        return {"places": np.frombuffer(bytes(self.text), dtype=np.uint8), "place_ends": ends}
 
 
 def prepare(
@@ -163,53 +106,29 @@ def prepare(
     origin = [source.fingerprint(), split, inspect.getsource(select) if select else None]
     key = hashlib.sha256(repr([*said, *origin]).encode()).hexdigest()[:32]
     path = cache / "tokens" / f"{key}.set"
-    if (known := read_arrays(path)) and (found := _open(known, cache / "tokens", began)):
-        return found
-    stream = source.stream(split)
-    chosen = stream if select is None else (g for one in stream if (g := select(one)) is not None)
-    made, names = _pass(
-        islice(chosen, rows),
-        tokenization,
-        cache,
-        Gate(
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # one process prepares, the others wait for it and read
+        if (known := read_arrays(path)) and (found := _open(known, cache / "tokens", began)):
+            return found
+        stream = source.stream(split)
+        if select is not None:
+            stream = (group for one in stream if (group := select(one)) is not None)
+        gate = Gate(
             tokenization.tokenizer,
             need=need,
-            held_out={name: _Split(source, name) for name in held_out},
+            held_out={name: SplitOf(source, name) for name in held_out},
             limits=limits,
-        ),
-        workers,
-        began,
-    )
-    made.card = source.card() if isinstance(source, Carded) else None
-    findings = [asdict(finding) for finding in made.findings]
-    notes = {"shards": names, "findings": findings, "card": made.card}
-    write_arrays(path, made.places.arrays(), notes)
+        )
+        made, names = _pass(islice(stream, rows), tokenization, cache, gate, workers, began)
+        made.card = source.card() if isinstance(source, Carded) else None
+        _write(path, made, names)
     return made
 
 
-def prepare_groups(
-    groups: Iterable[PromptGroup],
-    tokenization: Tokenization,
-    cache: Path,
-    *,
-    need: Need,
-    held_out: Mapping[str, Iterable[PromptGroup]] | None = None,
-    sampled: bool = False,
-    limits: Limits | None = None,
-    workers: int = 0,
-) -> Prepared:
-    """Tokens of groups at hand, through the gate; shards that are known are not made again.
-
-    Arguments are those of `prepare`; ``sampled`` completions come from a policy.
-    """
-    gate = Gate(
-        tokenization.tokenizer,
-        need=need,
-        held_out=held_out or {},
-        limits=limits,
-        sampled=sampled,
-    )
-    return _pass(groups, tokenization, cache, gate, workers, time.monotonic())[0]
+def _write(path: Path, made: Prepared, names: Sequence[str]) -> None:
+    findings = [asdict(finding) for finding in made.findings]
+    notes = {"shards": names, "findings": findings, "card": made.card}
+    write_arrays(path, made.places.arrays(), notes)
 
 
 def _pass(
@@ -256,9 +175,9 @@ def _open(known: Arrays, folder: Path, began: float) -> Prepared | None:
 
 
 def _stats(shards: Sequence[Shard], tokenized: int, seconds: float) -> Stats:
-    lengths = _joined([shard.lengths for shard in shards])
-    cut = _joined([shard.arrays["cut"] for shard in shards])
-    prompt = _joined([shard.is_prompt for shard in shards]).astype(bool)
+    lengths = joined([shard.lengths for shard in shards])
+    cut = joined([shard.arrays["cut"] for shard in shards])
+    prompt = joined([shard.is_prompt for shard in shards]).astype(bool)
     return Stats(
         rows=int(prompt.sum()),
         tokens=int(lengths.sum()),
@@ -277,10 +196,6 @@ def _quantiles(lengths: np.ndarray) -> dict[str, int]:
         return dict.fromkeys(shares, 0)
     found = np.quantile(lengths, list(shares.values()), method="inverted_cdf")
     return dict(zip(shares, map(int, found), strict=True))
-
-
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
 def _gate_code() -> str:

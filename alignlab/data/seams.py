@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from alignlab.data.word_ids import WordIds
 
 One = Callable[[str], list[int]]
@@ -29,7 +31,7 @@ class Encoder:
 
     def continued(
         self, heads: list[str], tails: list[list[str]]
-    ) -> tuple[list[list[int]], list[list[int]]]:
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Ids of every head, and of every head with each of its tails behind it, in order."""
         return self._words.continued(heads, tails)
 
@@ -48,7 +50,7 @@ class Encoder:
         """
         return self._split(text, seams, ends, self.one)
 
-    def continuation(self, head: list[int], whole: list[int], text: str) -> One:
+    def continuation(self, head: Sequence[int], whole: Sequence[int], text: str) -> One:
         """How to encode ``text`` on its own so that after ``head`` it spells what ``whole`` does.
 
         SentencePiece writes a space before a text's first word, so there it is encoded after a
@@ -56,7 +58,7 @@ class Encoder:
         """
         wanted = self._decode(whole)
         ways = (self.one, self.after_line_break)
-        return next((way for way in ways if self._decode(head + way(text)) == wanted), self.one)
+        return next((way for way in ways if self._decode([*head, *way(text)]) == wanted), self.one)
 
     def after_line_break(self, text: str) -> list[int]:
         """Ids of a text that is not the first of its line of thought; see `continuation`."""
@@ -66,7 +68,7 @@ class Encoder:
     def _line_break(self) -> list[int]:
         return self.one("\n")
 
-    def _decode(self, ids: list[int]) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

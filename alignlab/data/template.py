@@ -24,7 +24,7 @@ from alignlab.errors import DataError
 VERSION = 2  # part of the fingerprint: raise it when the token stream changes
 
 
-_Body = tuple[list[int], "np.ndarray | None"]  # ids without the end token; mask with it
+_Body = tuple[np.ndarray, "np.ndarray | None"]  # ids without the end token; mask with it
 
 
 class Tokenization:
@@ -143,16 +143,18 @@ class Tokenization:
         )
         wholes = iter(together)
         numbers = range(len(groups)) if rows is None else rows
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id  # slow to ask for
         result = []
         for group, row, head, (_, tails) in zip(groups, numbers, heads, written, strict=True):
-            end = self.end_of_turn if group.conversational else self.tokenizer.eos_token_id
+            end = self.end_of_turn if group.conversational else eos
             bodies = [
                 self._completion(head, next(wholes), tail, end)
                 if isinstance(tail, str)
                 else self._turns(tail, end)
                 for tail in tails
             ]
-            result.append(self._assemble(group, row, head, bodies, end))
+            first = self._prompt(head, bos, eos)
+            result.append(self._assemble(group, row, first, bodies, end))
         return result
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -174,54 +176,56 @@ class Tokenization:
     def _chat(self, groups: list[PromptGroup]) -> list[Written]:
         return write_chat(self.chat, groups, self.tokenizer.eos_token) if groups else []
 
-    def _completion(self, head: list[int], whole: list[int], text: str, end: int) -> _Body:
+    def _completion(self, head: np.ndarray, whole: np.ndarray, text: str, end: int) -> _Body:
         """Ids of a completion after its prompt's ids, without the end token.
 
         Where the tokenizer merges across the seam, the ids of the prompt would differ from those
         the sampler starts from. Then the completion is encoded on its own, so that prompt and
         completion still spell the text.
         """
-        if whole[: len(head)] == head:
-            ids = whole[len(head) :]
-        else:
-            ids = self._encoder.continuation(head, whole, text)(text)
-        return self._body(ids, end), None
+        if whole[: len(head)].tobytes() == head.tobytes():
+            return self._body(whole[len(head) :], end), None
+        encode = self._encoder.continuation(head.tolist(), whole.tolist(), text)
+        return self._body(np.array(encode(text), dtype=np.int32), end), None
 
     def _turns(self, turns: Turns, end: int) -> _Body:
         """Ids and mask of a completion of several turns, without the end token of the last."""
         ids, mask = encode_turns(self._encoder, turns)
-        body = self._body(ids, end)
+        body = self._body(np.array(ids, dtype=np.int32), end)
         return body, np.append(mask[: len(body)], turns.last_counts)
 
-    def _body(self, ids: list[int], end: int) -> list[int]:
-        if end in ids:  # a template writes the end of turn, and often a line break after it
-            last = len(ids) - 1 - ids[::-1].index(end)
-            if not self.decode(ids[last + 1 :]).strip():
-                return ids[:last]
+    def _body(self, ids: np.ndarray, end: int) -> np.ndarray:
+        ends = np.flatnonzero(ids == end)
+        # A template writes the end of turn, and often a line break after it.
+        if len(ends) and not self.decode(ids[ends[-1] + 1 :]).strip():
+            return ids[: ends[-1]]
         return ids
 
+    def _prompt(self, head: np.ndarray, bos: int | None, eos: int) -> np.ndarray:
+        """Ids of a prompt that has BOS where the tokenizer wants it, and is not empty."""
+        opened = len(head) and head[0] == bos
+        if self.adds_bos and not opened:
+            return np.concatenate((np.array([bos], dtype=np.int32), head))
+        return head if len(head) else np.array([eos if bos is None else bos], dtype=np.int32)
+
     def _assemble(
-        self, group: PromptGroup, row: int, head: list[int], bodies: list[_Body], end: int
+        self, group: PromptGroup, row: int, head: np.ndarray, bodies: list[_Body], end: int
     ) -> TokenGroup:
-        bos = self.tokenizer.bos_token_id
-        starts_with_bos = bos is not None and head[:1] == [bos]
-        if self.adds_bos and not starts_with_bos:
-            head, starts_with_bos = [bos, *head], True
-        elif not head:
-            head = [self.tokenizer.eos_token_id if bos is None else bos]
         cut = max(0, len(head) - self.max_prompt) if self.max_prompt else 0
         if cut:
-            head = [bos, *head[cut + 1 :]] if starts_with_bos else head[cut:]
+            bos = int(head[0]) == self.tokenizer.bos_token_id
+            head = np.concatenate((head[:1], head[cut + 1 :])) if bos else head[cut:]
         limit = self.max_completion
-        whole = [[*body, end] for body, _ in bodies]
+        last = np.array([end], dtype=np.int32)
+        whole = [np.concatenate((body, last)) for body, _ in bodies]
         masks = tuple(mask if mask is None else mask[:limit] for _, mask in bodies)
         lost = tuple(0 if limit is None else max(0, len(ids) - limit) for ids in whole)
         cuts: dict[str, Any] = {"prompt_cut": cut} if cut else {}
         if any(lost):
             cuts["completion_cut"] = lost
         return TokenGroup(
-            prompt=np.array(head, dtype=np.int32),
-            completions=tuple(np.array(ids[:limit], dtype=np.int32) for ids in whole),
+            prompt=head,
+            completions=tuple(ids[:limit] for ids in whole),
             verdict=group.verdict,
             row=row,
             id=group.id,

@@ -147,7 +147,7 @@ class Shard:
         ids, bounds = a["ids"], a["ends"][a["first"][index] : a["first"][index + 1] + 1].tolist()
         parts = [ids[i:j] for i, j in pairwise(bounds)]
         blob = a["records"][a["record_ends"][index] : a["record_ends"][index + 1]]
-        name, verdict, truncated, meta, masked = _Plain(io.BytesIO(blob.data)).load()
+        name, verdict, truncated, meta, masked = load_plain(blob.data)
         if place is not None:
             meta["place"] = place
         return TokenGroup(
@@ -191,16 +191,30 @@ class _Plain(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def load_plain(data: memoryview) -> Any:
+    """Read a value that `dump_plain` wrote; nothing but plain values is ever made of it."""
+    return _Plain(io.BytesIO(data)).load()
+
+
+def dump_plain(value: Any) -> bytes:
+    """Write a plain value (numbers, texts, dates, tuples, lists, mappings) as bytes.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    data = pickle.dumps(value, 5)
+    if pickle.STACK_GLOBAL in data:  # it may name a class: refuse now what could not be read
+        _Plain(io.BytesIO(data)).load()
+    return data
+
+
 def _record(group: TokenGroup) -> bytes:
     """What a group has beside its tokens, as bytes."""
     v = group.verdict
     meta = {name: value for name, value in group.meta.items() if name != "place"}
     masked = tuple(mask is not None for mask in group.masks)
     verdict = (v.kind, v.ranks, v.scores, v.thumbs)
-    record = pickle.dumps((group.id, verdict, group.truncated, meta, masked), 5)
-    if pickle.STACK_GLOBAL in record:  # it may name a class: refuse now what could not be read
-        _Plain(io.BytesIO(record)).load()
-    return record
+    return dump_plain((group.id, verdict, group.truncated, meta, masked))
 
 
 def _cuts(group: TokenGroup) -> tuple[bool, ...]:

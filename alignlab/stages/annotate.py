@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from alignlab.data.gate.limits import Limits
-from alignlab.errors import DataError
 from alignlab.models.load import BackboneConfig
 from alignlab.rollout.sampling import Sampling
 from alignlab.spec import Spec, build
+from alignlab.stages.annotations import (
+    FILE,
+    lines,
+    read,
+    require_own_template,
+    require_verdicts,
+    verdict_of,
+    write,
+)
 from alignlab.stages.stage import POLICY_KINDS, Estimate, Role, Stage
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from alignlab.data.group import PromptGroup, TokenGroup, Verdict
+    from alignlab.data.sources.source import Source
     from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone
+    from alignlab.rewards.annotator import Annotates
     from alignlab.run import Run
 
-FILE = "annotations.jsonl"
+__all__ = [
+    "FILE",
+    "Annotate",
+    "annotated_rows",
+    "group_limit",
+    "judged",
+    "lines",
+    "read",
+    "require_own_template",
+    "require_verdicts",
+    "verdict_of",
+    "write",
+]
+
+CHUNK = 1024  # prompts that are in memory at a time where all come with a verdict
+SAMPLED = 8192  # and where some are sampled for, which a large batch does better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,72 +80,117 @@ class Annotate(Stage):
     sampling: Sampling
     validation_share: Annotated[float, Range(min=0, max=0.5)]
 
+    def fingerprint(self) -> str:
+        """Fingerprint of data and base model, and of judges that annotate."""
+        from alignlab.rewards.judge.annotator import outside
+
+        return " ".join([super().fingerprint(), *outside(self.annotator)])
+
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Write ``annotations.jsonl``: one prompt group with its verdict per line."""
+        from alignlab.data.gate.gate import Gate
+        from alignlab.data.prepared import SplitOf
         from alignlab.data.template import Tokenization
         from alignlab.models.templates import template_hash
-        from alignlab.stages.session import inspect, keep_card, open_backbone
+        from alignlab.stages.session import heed, keep_card, open_backbone
 
         run = engine.workers().own(run)
         data = build(self.data)
-        groups = data.load("preference")[: self.prompts]
+        kinds = Counter(kind_of(group) for group in self._prompts(data))
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         # Before the tokenizer is used: the policy may bring its own (after `pretrain`).
         backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
-        given = [i for i, g in enumerate(groups) if g.completions and judged(g.verdict)]
-        missing = sorted(set(range(len(groups))) - set(given))
-        annotated = {i: groups[i] for i in given}
-        tokens = dict(zip(given, tokenization.groups([groups[i] for i in given]), strict=True))
-        if missing:
-            fresh = self.collect(backbone, tokenization, [groups[i] for i in missing], run)
-            for i, (group, token) in zip(missing, fresh, strict=True):
-                annotated[i], tokens[i] = group, token
-        ordered = [annotated[i] for i in range(len(groups))]
-        rows = [replace(tokens[i], row=i) for i in range(len(groups))]
-        held_out = {split: data.load(split) for split in ("validation", "test")}
-        pairs = sum(len(g.verdict.pairs()) for g in ordered)
-        inspect(
-            ordered,
-            rows,
-            tokenization,
-            run,
-            need="pairs" if pairs else "thumbs",
-            held_out=held_out,
+        gate = Gate(
+            tokenization.tokenizer,
+            need="thumbs" if kinds.keys() == {"thumbs"} else "pairs",
+            held_out={split: SplitOf(data, split) for split in ("validation", "test")},
             limits=self.gate,
-            sampled=bool(missing),
+            sampled="missing" in kinds,
         )
+        size = SAMPLED if "missing" in kinds else CHUNK
+        counts: Counter[str] = Counter()
+        collected = Collected()
+        place = run.path / FILE if engine.workers().is_main else Path(os.devnull)
+        with place.open("w", encoding="utf-8") as file, self._spending(run):
+            stream = self._prompts(data)
+            while groups := list(islice(stream, size)):
+                groups, tokens = self._judged(backbone, tokenization, groups, collected)
+                first = counts["prompts"]
+                rows = [replace(t, row=row) for row, t in enumerate(tokens, first)]
+                gate.see(groups, rows)
+                file.writelines(lines(groups, rows, self.validation_share))
+                counts.update(counts_of(groups))
+        heed(gate.findings(), run)
         keep_card(data, run)
-        if engine.workers().is_main:
-            write(run.path / FILE, ordered, rows, self.validation_share)
         run.update_record(
+            **collected.record(backbone),
             label=self.label or "annotations",
             template=template_hash(backbone.tokenizer),
-            prompts=len(groups),
-            completions=sum(len(g.completions) for g in ordered),
+            prompts=counts["prompts"],
+            completions=counts["completions"],
             summary={
-                "pairs": pairs,
-                "groups_without_pairs": sum(not g.verdict.pairs() for g in ordered),
+                "pairs": counts["pairs"],
+                "groups_without_pairs": counts["groups_without_pairs"],
             },
         )
+
+    @contextmanager
+    def _spending(self, run: Run) -> Iterator[None]:
+        """Record what a judge costs, over all sessions of the run and also when it stops."""
+        from alignlab.rewards.annotator import Spends, total
+
+        earlier = run.record.get("judge") or {}
+        try:
+            yield
+        finally:
+            ranker = self.__dict__.get("_ranker")  # not made where every group has its verdict
+            if isinstance(ranker, Spends) and (spent := ranker.spent()):
+                run.update_record(judge=total([earlier, spent]))
+
+    @cached_property
+    def _ranker(self) -> Annotates:
+        # Once for all chunks: a judge loads a model, and its budget is that of the whole stage.
+        annotator: Annotates = build(self.annotator)
+        return annotator
+
+    def _prompts(self, data: Source) -> Iterator[PromptGroup]:
+        return islice(data.stream("preference"), self.prompts)
+
+    def _judged(
+        self,
+        backbone: Backbone,
+        tokenization: Tokenization,
+        groups: list[PromptGroup],
+        collected: Collected,
+    ) -> tuple[list[PromptGroup], list[TokenGroup]]:
+        """The groups in their order with a verdict each, and their tokens."""
+        given = [i for i, group in enumerate(groups) if kind_of(group) != "missing"]
+        missing = [i for i, group in enumerate(groups) if kind_of(group) == "missing"]
+        tokens = dict(zip(given, tokenization.groups([groups[i] for i in given]), strict=True))
+        if missing:
+            fresh = self.collect(backbone, tokenization, [groups[i] for i in missing], collected)
+            for i, (group, token) in zip(missing, fresh, strict=True):
+                groups[i], tokens[i] = group, token
+        return groups, [tokens[i] for i in range(len(groups))]
 
     def collect(
         self,
         backbone: Backbone,
         tokenization: Tokenization,
         groups: Sequence[PromptGroup],
-        run: Run,
+        collected: Collected,
     ) -> list[tuple[PromptGroup, TokenGroup]]:
         """Sample completions for ``groups`` and have them ranked."""
-        from alignlab.rewards.agreement import agreement_of
         from alignlab.rollout.rollout import sample_rollout
 
-        prompts = tokenization.prompts(groups)
+        first = collected.prompts
+        prompts = tokenization.prompts(groups, range(first, first + len(groups)))
         with backbone.view("policy") as view:
             rollout = sample_rollout(
                 view, prompts, tokenization, self.sampling, self.completions, self.seed, step=0
             )
-        annotator = build(self.annotator)
+        annotator = self._ranker
         out = []
         for group, token, texts in zip(groups, rollout.groups, rollout.completions, strict=True):
             annotation = annotator.annotate(group, texts, self.seed)
@@ -131,13 +204,7 @@ class Annotate(Stage):
                     replace(token, verdict=verdict, meta=meta),
                 )
             )
-        total, _ = backbone.parameter_counts("policy")
-        run.update_record(
-            params_total=total,
-            tokens_sampled=rollout.tokens,
-            flops=2.0 * total * rollout.tokens,
-            agreement=agreement_of([group.meta.get("votes", ()) for group, _ in out]),
-        )
+        collected.add(rollout.tokens, [group.meta.get("votes", ()) for group, _ in out])
         return out
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
@@ -148,99 +215,56 @@ class Annotate(Stage):
         return sampling_estimate(self.backbone, cache, tokens=tokens)
 
 
+@dataclass
+class Collected:
+    """What was sampled and voted so far, over all chunks of the data."""
+
+    prompts: int = 0
+    tokens: int = 0
+    votes: list[Sequence[Any]] = field(default_factory=list)
+
+    def add(self, tokens: int, votes: Sequence[Sequence[Any]]) -> None:
+        """Count another chunk."""
+        self.prompts += len(votes)
+        self.tokens += tokens
+        self.votes += votes
+
+    def record(self, backbone: Backbone) -> dict[str, Any]:
+        """What the run record says of it; nothing where nothing was sampled."""
+        from alignlab.rewards.agreement import agreement_of
+
+        if not self.prompts:
+            return {}
+        total, _ = backbone.parameter_counts("policy")
+        return {
+            "params_total": total,
+            "tokens_sampled": self.tokens,
+            "flops": 2.0 * total * self.tokens,
+            "agreement": agreement_of(self.votes),
+        }
+
+
 def judged(verdict: Verdict) -> bool:
     """Whether a verdict tells completions apart, or gives a single one its thumb."""
     return bool(verdict.pairs()) or verdict.kind == "thumbs"
 
 
-def write(
-    path: Path, groups: Sequence[PromptGroup], tokens: Sequence[TokenGroup], validation_share: float
-) -> None:
-    """Write groups and token ids, a line each; the split is a stable hash of the group's id."""
-    import hashlib
-
-    with path.open("w", encoding="utf-8") as file:
-        for group, token in zip(groups, tokens, strict=True):
-            digest = hashlib.sha256(f"validation:{group.id}".encode()).digest()
-            held_out = int.from_bytes(digest[:8], "big") / 2**64 < validation_share
-            row = {
-                "row": token.row,
-                "id": group.id,
-                "split": "validation" if held_out else "train",
-                "prompt": group.prompt,
-                "completions": list(group.completions),
-                "verdict": asdict(group.verdict),
-                "prompt_ids": token.prompt.tolist(),
-                "completion_ids": [c.tolist() for c in token.completions],
-                "truncated": list(token.truncated),
-                "masks": [None if mask is None else mask.tolist() for mask in token.masks],
-                "meta": dict(group.meta),
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def kind_of(group: PromptGroup) -> Literal["pairs", "thumbs", "missing"]:
+    """What the verdict that came with a group is good for; ``missing``: to be annotated."""
+    if not group.completions or not judged(group.verdict):
+        return "missing"
+    return "pairs" if group.verdict.pairs() else "thumbs"
 
 
-def read(run: Run, split: str) -> list[TokenGroup]:
-    """Token groups of one split of a finished annotate run, in the order of writing."""
-    import numpy as np
-
-    from alignlab.data.group import TokenGroup
-
-    groups = []
-    with (run.path / FILE).open(encoding="utf-8") as file:
-        for line in file:
-            row: dict[str, Any] = json.loads(line)
-            if row["split"] != split:
-                continue
-            groups.append(
-                TokenGroup(
-                    prompt=np.asarray(row["prompt_ids"], dtype=np.int32),
-                    completions=tuple(np.asarray(c, dtype=np.int32) for c in row["completion_ids"]),
-                    verdict=verdict_of(row["verdict"]),
-                    row=row["row"],
-                    id=row["id"],
-                    truncated=tuple(row["truncated"]),
-                    meta=row["meta"],
-                    masks=tuple(None if m is None else np.asarray(m, bool) for m in row["masks"]),
-                )
-            )
-    return groups
-
-
-def require_verdicts(groups: Sequence[TokenGroup], annotations: Run, least: int = 1) -> None:
-    """Refuse to train on fewer than ``least`` prompts with a verdict of use to the stage.
-
-    Raises:
-        DataError: says how many there are and what to change.
-    """
-    if len(groups) < least:
-        raise DataError(
-            f"{annotations.name}: {len(groups)} of the annotated prompts for training have a"
-            f" verdict that this stage can use, and it needs {least} (a pairwise method needs a"
-            " better and a worse completion of one prompt; equal scores are ties). Annotate more"
-            " prompts, or use a method that fits the verdicts, such as objective=kto for thumbs."
-        )
-
-
-def require_own_template(annotations: Run, backbone: Backbone) -> None:
-    """Refuse annotations whose prompts were written with another chat template than the backbone's.
-
-    Raises:
-        ConfigError: names both templates.
-    """
-    from alignlab.models.templates import require_same_template, template_hash
-
-    record = annotations.record
-    if "template" in record:
-        mine = template_hash(backbone.tokenizer)
-        require_same_template(mine, record["template"], annotations.name)
-
-
-def verdict_of(values: Mapping[str, Any]) -> Verdict:
-    """Verdict from its JSON form, where tuples are lists."""
-    from alignlab.data.group import Verdict
-
-    lists = {name: tuple(value) for name, value in values.items() if name != "kind"}
-    return Verdict(values["kind"], **lists)
+def counts_of(groups: Sequence[PromptGroup]) -> dict[str, int]:
+    """Sizes of annotated groups, for the run record."""
+    pairs = [len(group.verdict.pairs()) for group in groups]
+    return {
+        "prompts": len(groups),
+        "completions": sum(len(group.completions) for group in groups),
+        "pairs": sum(pairs),
+        "groups_without_pairs": pairs.count(0),
+    }
 
 
 def annotated_rows(inputs: Mapping[str, Stage]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from alignlab.data.group import NONE, TokenGroup
 from alignlab.stages.reference import content
@@ -23,7 +24,7 @@ def mismatched(step: Sequence[TokenGroup], data: Sequence[TokenGroup]) -> list[T
     comes from ``data``.
     """
     partners = [
-        next(other for other in (*step[i + 1 :], *step[:i], *data) if other.row != group.row)
+        next(other for other in chain(step[i + 1 :], step[:i], data) if other.row != group.row)
         for i, group in enumerate(step)
     ]
     return [

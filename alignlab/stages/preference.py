@@ -73,6 +73,7 @@ class Preference(Stage):
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Train on the annotated groups; reference log-probabilities come from a shared cache."""
+        from alignlab.data.mapped import Joined
         from alignlab.data.order import steps_of
         from alignlab.engine.loop import train
         from alignlab.objectives.declaration import declaration
@@ -90,7 +91,7 @@ class Preference(Stage):
         reference = None
         if need.needs_reference:
             reference = ReferenceLogps(backbone, inputs["reference"], engine, cache_of(run))
-            reference.prepare([*groups, *held_out])
+            reference.prepare(Joined(groups, held_out))
             run.update_record(reference=inputs["reference"].path.name)
         backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
         require_own_template(inputs["annotations"], backbone)
@@ -119,6 +120,7 @@ class Preference(Stage):
         finish_training(run, backbone, "policy", result, groups, self.batch)
         run.update_record(
             label=self.label or self.name(),
+            packing=work.packing(result.steps),
             objective={"target": self.objective.target, **dict(self.objective.arguments)},
             summary=evaluate(),
         )
@@ -144,7 +146,7 @@ class Preference(Stage):
             extra_of=terms.reference_logps if terms.reference else None,
         )
 
-    def training_groups(self, annotations: Run) -> list[TokenGroup]:
+    def training_groups(self, annotations: Run) -> Sequence[TokenGroup]:
         """Annotated groups to train on; raises DataError when there are too few."""
         from alignlab.objectives.declaration import declaration
         from alignlab.stages.annotate import read, require_verdicts
@@ -154,21 +156,26 @@ class Preference(Stage):
         require_verdicts(groups, annotations, least=2 if needs_two else 1)
         return groups
 
-    def select(self, groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+    def select(self, groups: Sequence[TokenGroup]) -> Sequence[TokenGroup]:
         """Groups whose verdict is of use to the objective, reduced to best and worst if asked to.
 
         Pairs for a pairwise objective; for one over single completions a thumb is enough.
         """
+        from alignlab.data.mapped import Selection
         from alignlab.objectives.declaration import declaration
         from alignlab.stages.pairing import best_and_worst
 
-        if declaration(function(self.objective)).view == "single":
-            kept = [g for g in groups if any(t is not None for t in g.verdict.desirable())]
-        else:
-            kept = [g for g in groups if g.verdict.pairs()]
-        if self.pairs == "all":
-            return kept
-        return [best_and_worst(g) if g.verdict.pairs() else g for g in kept]
+        single = declaration(function(self.objective)).view == "single"
+
+        def of_use(group: TokenGroup) -> bool:
+            if single:
+                return any(thumb is not None for thumb in group.verdict.desirable())
+            return bool(group.verdict.pairs())
+
+        def two(group: TokenGroup) -> TokenGroup:
+            return best_and_worst(group) if group.verdict.pairs() else group
+
+        return Selection.of(groups, of_use, None if self.pairs == "all" else two)
 
     def name(self) -> str:
         """Short name for tables: the function and its hyperparameters."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from alignlab.data.gate.limits import Limits
 from alignlab.engine.optimizer import Optimizer
 from alignlab.models.load import BackboneConfig
 from alignlab.spec import Spec, build
@@ -46,6 +47,7 @@ class Pretrain(Stage):
     roles: ClassVar[Mapping[str, Role]] = {}
 
     data: Spec
+    gate: Limits
     architecture: Architecture
     dtype: Literal["auto", "float32", "bfloat16"]
     window: Annotated[int, Range(min=8)]
@@ -58,15 +60,20 @@ class Pretrain(Stage):
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Train vocabulary and model; the result is an ordinary Hugging Face folder."""
+        from alignlab.data.gate.texts import check_texts
         from alignlab.engine.loop import train
         from alignlab.models.load import Adapter
-        from alignlab.stages.session import OfflineWork, finish_training, open_backbone
+        from alignlab.stages.session import OfflineWork, finish_training, heed, open_backbone
         from alignlab.stages.sft import completion_tokens, loss, mean_nll
 
         run = engine.workers().own(run)
         data = build(self.data)
-        texts = [g.completions[0] for g in data.load("pretrain")][: self.documents]
-        held_out_texts = [g.completions[0] for g in data.load("pretrain_validation")]
+        documents = data.load("pretrain")[: self.documents]
+        held_out_documents = data.load("pretrain_validation")
+        others = {"pretrain_validation": held_out_documents}
+        heed(check_texts(documents, others, self.gate), run)
+        texts = [g.completions[0] for g in documents]
+        held_out_texts = [g.completions[0] for g in held_out_documents]
         folder = run.path / "initial"
         if engine.workers().is_main:
             initialise(folder, texts, self.architecture, self.seed)
@@ -103,6 +110,7 @@ class Pretrain(Stage):
         nll = mean_nll(backbone, "policy", held_out, engine)
         run.update_record(
             label=self.label or "pretrained",
+            packing=work.packing(result.steps),
             corpus={"documents": len(texts), "tokens": sum(len(g.completions[0]) for g in groups)},
             summary={"validation_nll": nll},
         )

@@ -11,7 +11,7 @@ import torch
 
 from alignlab.data.pack import flatten
 from alignlab.objectives.stable import segment_sum
-from alignlab.stages.session import split
+from alignlab.stages.session import parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,27 +36,26 @@ class ReferenceLogps:
         self.source = source
         self.engine = engine
         self.cache = cache
-        self.logps: dict[str, list[np.ndarray]] = {}  # group content → per completion
+        self.logps: dict[str, np.ndarray] = {}  # group content → its targets', mapped
 
     def prepare(self, groups: Sequence[TokenGroup]) -> None:
         """Know the log-probabilities of ``groups``: from the cache, else by the reference view.
 
         The view is there only meanwhile: a stage does not carry a second model through training.
         """
-        path = self.cache / "reference" / f"{self.key(groups)}.npz"
-        if path.exists():
-            with np.load(path) as stored:
-                flat = stored["logps"]
-        else:
+        path = self.cache / "reference" / f"{self.key(groups)}.npy"
+        if not path.exists():
             self.backbone.add("reference", source=self.source.model_dir, trainable=False)
             flat = np.concatenate(self.compute(groups)) if groups else np.zeros(0, np.float32)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, flat)
             self.backbone.drop("reference")
-        lengths = [n for g in groups for n in g.targets()]
-        parts = iter(np.split(flat, np.cumsum(lengths)[:-1]) if lengths else [])
+        flat = np.asarray(np.load(path, mmap_mode="r" if groups else None))
+        start = 0
         for group in groups:
-            self.logps[content(group)] = [next(parts) for _ in group.completions]
+            end = start + sum(group.targets())
+            self.logps[content(group)] = flat[start:end]
+            start = end
 
     def key(self, groups: Sequence[TokenGroup]) -> str:
         """Name of the cache entry: who scored what, in which arithmetic."""
@@ -68,19 +67,22 @@ class ReferenceLogps:
     def compute(self, groups: Sequence[TokenGroup]) -> list[np.ndarray]:
         """Per-token log-probabilities of every completion of ``groups``, in order."""
         out: dict[int, list[np.ndarray]] = {}
-        position = {id(g): i for i, g in enumerate(groups)}
         with torch.no_grad(), self.backbone.view("reference") as view:
-            for part in split(groups, self.engine.token_budget):
+            for positions, part in parts(groups, self.engine.token_budget):
                 batch = flatten(part).to(self.engine.workers().device)
                 logps = view.logps(batch).float().cpu().numpy()
                 pieces = iter(np.split(logps, np.cumsum(batch.lengths.cpu().numpy())[:-1]))
-                for group in part:
-                    out[position[id(group)]] = [next(pieces) for _ in group.completions]
+                for position, group in zip(positions, part, strict=True):
+                    out[position] = [next(pieces) for _ in group.completions]
         return [piece for i in range(len(groups)) for piece in out[i]]
 
     def tokens(self, groups: Sequence[TokenGroup]) -> list[np.ndarray]:
         """Cached per-token log-probabilities of every completion, in order."""
-        return [piece for g in groups for piece in self.logps[content(g)]]
+        return [
+            piece
+            for group in groups
+            for piece in np.split(self.logps[content(group)], np.cumsum(group.targets())[:-1])
+        ]
 
     def sums(self, groups: Sequence[TokenGroup]) -> Tensor:
         """Cached log-probabilities (C,), summed over each completion (nats)."""
@@ -106,7 +108,7 @@ def write_atomically(path: Path, flat: np.ndarray) -> None:
 
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     with temporary.open("wb") as file:
-        np.savez(file, logps=flat)
+        np.save(file, flat)
     temporary.replace(path)
 
 
@@ -115,13 +117,12 @@ def completion_sums(
 ) -> Tensor:
     """Log-probabilities (C,) of all completions under ``view``, in the order of ``groups``."""
     sums: dict[int, Tensor] = {}
-    position = {id(g): i for i, g in enumerate(groups)}
     with backbone.view(view) as active:
-        for part in split(groups, engine.token_budget):
+        for positions, part in parts(groups, engine.token_budget):
             batch = flatten(part).to(engine.workers().device)
             values = segment_sum(active.logps(batch), batch.target_completion, batch.completions)
             first = 0
-            for group in part:
-                sums[position[id(group)]] = values[first : first + len(group.completions)]
+            for position, group in zip(positions, part, strict=True):
+                sums[position] = values[first : first + len(group.completions)]
                 first += len(group.completions)
     return torch.cat([sums[i] for i in range(len(groups))])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from alignlab.data.gate.gate import check, require
 from alignlab.data.order import step_rows
-from alignlab.data.pack import flatten, group_tokens, pack
+from alignlab.data.pack import flatten, fullness, group_tokens, pack
 from alignlab.engine.distributed import Onlooker
 from alignlab.engine.work import Micro, TrainResult
 from alignlab.run import Store
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from alignlab.models.load import BackboneConfig
     from alignlab.run import Run
     from alignlab.tensors import FlatBatch
+
+PACKED = 20  # steps that the record's packing is the mean of
 
 Metrics = dict[str, tuple[Any, float]]
 
@@ -77,7 +81,7 @@ def tokenize(
         rows=rows,
         workers=engine.data_workers,
     )
-    _heed(tokens.findings, run)
+    heed(tokens.findings, run)
     if tokens.card is not None:
         run.update_record(data_card=tokens.card)
     return tokens
@@ -112,10 +116,10 @@ def inspect(
     found = check(
         groups, tokens, tokenizer, need=need, other=held_out, sampled=sampled, limits=limits
     )
-    _heed(found, run)
+    heed(found, run)
 
 
-def _heed(findings: Sequence[Finding], run: Run) -> None:
+def heed(findings: Sequence[Finding], run: Run) -> None:
     """Record warnings, and stop at errors."""
     for finding in findings:
         if finding.severity == "warning":
@@ -184,6 +188,16 @@ class OfflineWork:
             for part in split(mine, self.engine.token_budget)
         ]
 
+    def packing(self, steps: int) -> dict[str, float]:
+        """How full the micro-batches of the first steps are, for the run record."""
+        share = self.engine.workers().share  # each process packs what it is dealt
+        sizes = (
+            np.array(list(map(group_tokens, share(self.chosen(step)))), dtype=np.int64)
+            for step in range(1, min(steps, PACKED) + 1)
+        )
+        found = fullness(sizes, self.engine.token_budget)
+        return {name: round(value, 4) for name, value in asdict(found).items()}
+
     def loss(self, view: View, micro: Micro) -> tuple[Tensor, Metrics]:
         """Loss of one micro-batch, already divided by the units of the whole step."""
         return self.loss_of(view, micro.data)
@@ -196,10 +210,20 @@ class OfflineWork:
         """Nothing to restore."""
 
 
+def parts(
+    groups: Sequence[TokenGroup], budget: int
+) -> Iterator[tuple[list[int], list[TokenGroup]]]:
+    """Positions and groups of micro-batches of at most ``budget`` tokens, read one by one.
+
+    A group larger than the budget stands alone.
+    """
+    for positions in pack([group_tokens(g) for g in groups], budget):
+        yield positions, [groups[i] for i in positions]
+
+
 def split(groups: Sequence[TokenGroup], budget: int) -> list[list[TokenGroup]]:
-    """Pack groups into micro-batches of at most ``budget`` tokens (a larger group stands alone)."""
-    bins = pack([group_tokens(g) for g in groups], budget)
-    return [[groups[i] for i in part] for part in bins]
+    """Pack groups into micro-batches, as `parts`, without their positions."""
+    return [part for _, part in parts(groups, budget)]
 
 
 def finish_training(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alignlab.data.pack import pack
+from alignlab.data.pack import fullness, pack
 
 BUDGETS = (2048, 4096, 8192, 16384, 32768)  # tokens of a micro-batch
 ROWS = (32, 64, 128, 256, 512, 1024, 4096)  # rows of an optimizer step: only these are packed
@@ -19,7 +19,7 @@ def table(sizes: np.ndarray) -> dict[str, Any]:
     result: dict[str, Any] = {"budgets": list(BUDGETS), "steps_of_rows": {}, "all_rows": {}}
     for rows in ROWS:
         steps = [sizes[i : i + rows] for i in range(0, len(sizes) - rows + 1, rows)][:STEPS]
-        result["steps_of_rows"][rows] = [fullness(steps, budget) for budget in BUDGETS]
+        result["steps_of_rows"][rows] = [shares(steps, budget) for budget in BUDGETS]
     for budget in BUDGETS:
         began = time.perf_counter()
         bins = len(pack(sizes, budget))
@@ -29,19 +29,11 @@ def table(sizes: np.ndarray) -> dict[str, Any]:
     return result
 
 
-def fullness(steps: list[np.ndarray], budget: int) -> dict[str, float]:
-    """Mean use of the budget in each step, of all bins and of all but the last one.
-
-    The last bin of a step holds what is left over, whatever the packing: a step of 1.2 budgets
-    needs two bins.
-    """
-    used = fitting = bins = whole = 0.0
-    for sizes in steps:
-        totals = sorted((int(sizes[part].sum()) for part in pack(sizes, budget)), reverse=True)
-        used, bins = used + sum(totals), bins + len(totals)
-        fitting, whole = fitting + sum(totals[:-1]), whole + len(totals) - 1
+def shares(steps: list[np.ndarray], budget: int) -> dict[str, float]:
+    """Use of the budget in steps like these, and the most that any packing could use."""
+    found = fullness(steps, budget)
     return {
-        "all": round(used / (bins * budget), 4) if bins else 0.0,
-        "but_the_last": round(fitting / (whole * budget), 4) if whole else 0.0,
-        "bins": round(bins / max(len(steps), 1), 2),
+        "all": round(found.used, 4),
+        "most_possible": round(found.most, 4),
+        "bins": round(found.micro_batches, 2),
     }

@@ -272,7 +272,12 @@ BROKEN_TEXT = [
         raw("r.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
         "is a Git LFS pointer.*git lfs pull",
     ),
-    Case("YAML", raw("rows.yaml", "- prompt: p\n"), "begins like none of the kinds"),
+    Case("YAML cut off", raw("rows.yaml", "- prompt: [p\n- prompt: q\n"), "line 2: not YAML"),
+    Case(
+        "YAML that unfolds",
+        raw("rows.yaml", "- &a [x, x, x, x]\n- &b [*a, *a, *a]\n- {prompt: [*b, *b]}\n"),
+        "line 2: the alias",
+    ),
     Case("csv with too few values", raw("r.csv", "a,b\n1,2\n3\n"), "line 3: 1 values, not the 2"),
     Case("csv with too many values", raw("r.csv", "a,b\n1,2,3\n"), r"line 2: 3 values.*\(a, b\)"),
     Case("csv with a name twice", raw("r.csv", "a,b,a\n1,2,3\n"), "line 1: the column 'a' occurs"),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignlab.data.group import NONE, TokenGroup
-from alignlab.data.pack import flatten, group_tokens, pack
+from alignlab.data.pack import Fullness, flatten, fullness, group_tokens, pack
 from alignlab.errors import DataError
 
 
@@ -121,3 +121,22 @@ def test_pack_law_every_item_once_within_budget(sizes, budget):
     # first fit: no two bins could be one
     totals = sorted(sum(sizes[i] for i in members) for members in bins)
     assert len(totals) < 2 or totals[0] + totals[1] > budget
+
+
+def test_how_full_micro_batches_are_by_hand():
+    # 12 tokens, budget 10: at least two micro-batches, so at most 12 of 20 can be used.
+    assert fullness([np.array([4, 4, 4])], 10) == Fullness(2.0, 0.6, 0.6)
+    # 18 tokens would fit into two of 10, but 6 + 6 do not go together: three are needed.
+    assert fullness([np.array([6, 6, 6])], 10) == Fullness(3.0, 0.6, 0.9)
+    # Two steps: 10 of 10 and 12 of 20.
+    both = fullness([np.array([5, 5]), np.array([4, 4, 4])], 10)
+    assert both == Fullness(1.5, 22 / 30, 22 / 30)
+    assert fullness([], 10) == Fullness(0.0, 0.0, 0.0)
+
+
+@given(st.lists(st.integers(1, 99), min_size=1, max_size=60), st.integers(99, 400))
+def test_no_packing_is_fuller_than_the_bound(sizes, budget):
+    found = fullness([np.array(sizes)], budget)
+    assert 0 < found.used <= found.most <= 1
+    least = -(-sum(sizes) // budget)
+    assert found.most >= (least - 1) / least

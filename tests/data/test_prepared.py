@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from listed import prepare_groups
 
 from alignlab.data import prepared_shards
 from alignlab.data.group import (
@@ -21,7 +22,7 @@ from alignlab.data.group import (
     TokenGroup,
     Verdict,
 )
-from alignlab.data.prepared import prepare, prepare_groups
+from alignlab.data.prepared import prepare
 from alignlab.data.template import Tokenization
 from alignlab.data.token_shards import read_arrays, read_shard, write_arrays, write_shard
 from alignlab.errors import DataError
@@ -175,9 +176,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from alignlab.data import prepared_shards
-from alignlab.data.prepared import prepare_groups
 from alignlab.data.template import Tokenization
 sys.path.insert(0, {here!r})
+from listed import prepare_groups
 from small_tokenizers import make_tokenizer
 from test_prepared import pairs
 

@@ -90,9 +90,49 @@ def test_a_head_is_read_once_for_all_its_tails(family, pairs):
     tokenizer, words = family
     many = [*pairs, *((f"the {n}", [" film", "s"]) for n in range(word_ids._FEW))]
     heads, wholes = words.continued([h for h, _ in many], [t for _, t in many])
-    assert heads == tokenizer([h for h, _ in many], add_special_tokens=False)["input_ids"]
+    assert [ids.tolist() for ids in heads] == tokenizer(
+        [h for h, _ in many], add_special_tokens=False
+    )["input_ids"]
     together = [head + tail for head, tails in many for tail in tails]
-    assert wholes == tokenizer(together, add_special_tokens=False)["input_ids"]
+    found = [ids.tolist() for ids in wholes]
+    assert found == tokenizer(together, add_special_tokens=False)["input_ids"]
+
+
+plain_words = st.from_regex(r"[A-Za-z]?[a-z]{1,9}[.,!?;:)\"]{0,3}", fullmatch=True)
+
+
+@settings(deadline=None)
+@given(st.lists(plain_words, min_size=word_ids._FEW, max_size=40))
+def test_letters_and_the_signs_behind_them_are_asked_of_the_model(family, given_words):
+    tokenizer, _ = family
+    words = WordIds(tokenizer)
+    assert words.plain
+    many = [f"a {word}" for word in given_words]
+    assert words(many) == tokenizer(many, add_special_tokens=False)["input_ids"]
+    assert {f" {w.rstrip(word_ids._SIGNS)}" for w in given_words} <= set(words._known)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: tokenizer_of(GPT2, added=["goods"]),  # letters that are no piece of text
+        lambda: tokenizer_of(GPT2, added=[AddedToken("!?", normalized=False)]),
+        lambda: tokenizer_of(
+            pre_tokenizers.Sequence(
+                [pre_tokenizers.Split(Regex(r"[A-Z](?=[a-z])"), "isolated"), BYTES]
+            )
+        ),
+        lambda: tokenizer_of(  # a full stop belongs to the word
+            pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r" ?\S+"), "isolated"), BYTES])
+        ),
+    ],
+)
+def test_where_letters_are_no_piece_of_their_own_whole_words_are_asked_for(make):
+    tokenizer = make()
+    words = WordIds(tokenizer)
+    assert words.cut is None or not words.plain
+    many = [f"the Goods, are very {word}" for word in ("goods!?", "Bad.", "XYz", "aB,c") * 9]
+    assert words(many) == tokenizer(many, add_special_tokens=False)["input_ids"]
 
 
 def test_the_words_of_a_text_are_the_text():

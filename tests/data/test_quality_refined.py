@@ -166,3 +166,36 @@ def test_planning_with_all_steps_imports_nothing_heavy(pairs):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=here
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_rows_are_refined_once_for_all_stages_of_a_store(pairs, tmp_path, monkeypatch):
+    from alignlab.data.quality import kept
+    from alignlab.data.quality.duplicates import ExactDuplicates
+
+    monkeypatch.setenv("ALIGNLAB_RUNS", str(tmp_path / "store"))
+    applied = []
+    apply = ExactDuplicates.apply_against
+
+    def counting(self, *given):
+        applied.append(1)
+        return apply(self, *given)
+
+    monkeypatch.setattr(ExactDuplicates, "apply_against", counting)
+    first = refined(pairs, "data.order=[exact]")
+    groups, card = first.load("preference"), first.card()
+    assert len(applied) == 1
+    again = refined(pairs, "data.order=[exact]")  # another stage, another process
+    assert again.load("preference") == groups
+    assert again.card()["splits"]["preference"] == card["splits"]["preference"]
+    assert len(applied) == 1
+    files = list((tmp_path / "store" / "cache" / "rows").glob("*.rows"))
+    assert files
+    for file in files:  # damaged: made again
+        file.write_bytes(file.read_bytes()[:-1])
+    assert refined(pairs, "data.order=[exact]").load("preference") == groups
+    assert len(applied) == 2
+    other = refined(pairs, "data.order=[exact]", "data.steps.exact.ignore=[]")
+    assert other.load("preference") != groups  # other steps, another entry
+    strange = [replace(groups[0], meta={"what": object()})]
+    kept.write(tmp_path / "x.rows", strange, [])
+    assert not (tmp_path / "x.rows").exists()

@@ -108,7 +108,7 @@ def by_hand(prompt: Sequence[int], *completions: Sequence[int], **more: Any) -> 
 )
 @catches(
     "alignlab.data.template",
-    "if self.adds_bos and not starts_with_bos:",
+    "if self.adds_bos and not opened:",
     "if self.adds_bos:",
 )
 @catches("alignlab.data.gate.token_checks", "self.facts.bos) > 1)", "self.facts.bos) > 2)")
@@ -135,8 +135,8 @@ def test_double_bos(llama3_tokenizer: Any, gemma_tokenizer: Any, plain_tokenizer
 )
 @catches(
     "alignlab.data.template",
-    "return self._body(ids, end), None",
-    'return self._body(self.tokenizer(text)["input_ids"], end), None',
+    "return self._body(whole[len(head) :], end), None",
+    'return self._body(np.array(self.tokenizer(text)["input_ids"], np.int32), end), None',
 )
 def test_bos_before_the_completion(plain_tokenizer: Any, llama3_tokenizer: Any) -> None:
     """axolotl-ai-cloud/axolotl#1616."""
@@ -153,7 +153,7 @@ def test_bos_before_the_completion(plain_tokenizer: Any, llama3_tokenizer: Any) 
     "a prompt begins with the BOS that the tokenizer gives a text, also after truncation",
     issue="huggingface/trl#907",
 )
-@catches("alignlab.data.template", "if self.adds_bos and not starts_with_bos:", "if False:")
+@catches("alignlab.data.template", "if self.adds_bos and not opened:", "if False:")
 @catches("alignlab.data.gate.token_checks", "self.facts.bos) == 0)", "self.facts.bos) < 0)")
 def test_bos_missing(plain_tokenizer: Any) -> None:
     """huggingface/trl#907 (SFT with BOS, DPO without); also unslothai/notebooks#251."""
@@ -175,8 +175,8 @@ def test_bos_missing(plain_tokenizer: Any) -> None:
 )
 @catches(
     "alignlab.data.template",
-    "whole = [[*body, end] for body, _ in bodies]",
-    "whole = [list(body) for body, _ in bodies]",
+    "whole = [np.concatenate((body, last)) for body, _ in bodies]",
+    "whole = [body for body, _ in bodies]",
 )
 @catches(
     "alignlab.data.pack",
@@ -210,7 +210,7 @@ def test_eos_never_learned(
     "a completion ends once: no EOS after the template's own end of turn",
     issue="huggingface/trl#4481",
 )
-@catches("alignlab.data.template", "if end in ids:", "if False:")
+@catches("alignlab.data.template", "if len(ends) and not self", "if False and not self")
 @catches(
     "alignlab.data.gate.token_checks",
     "flat.rows(ends & several & ~np.array(turns, dtype=bool))",
@@ -241,7 +241,7 @@ def test_second_eos(
 )
 @catches(
     "alignlab.data.template",
-    "np.array(ids[:limit], dtype=np.int32) for ids in whole",
+    "ids[:limit] for ids in whole",
     "np.array([*ids[:-1][: (limit or 99) - 1], end], dtype=np.int32) for ids in whole",
 )
 def test_eos_on_a_cut_completion(plain_tokenizer: Any, chatml_tokenizer: Any) -> None:
@@ -318,13 +318,13 @@ def test_first_token_out_of_the_loss(plain_tokenizer: Any) -> None:
 )
 @catches(
     "alignlab.data.template",
-    "if whole[: len(head)] == head:",
+    "if whole[: len(head)].tobytes() == head.tobytes():",
     "if True:",  # by length alone: what was merged is lost
 )
 @catches(
     "alignlab.data.template",
-    "return self._body(ids, end), None",
-    "return self._body(self._encoder.one(text), end), None",  # on its own: a first word's space
+    "return self._body(whole[len(head) :], end), None",
+    "return self._body(np.array(self._encoder.one(text), np.int32), end), None",  # on its own
 )
 def test_a_token_across_the_seam(tokenizer_factory: Any, plain_tokenizer: Any) -> None:
     """huggingface/trl#2054, refactored in #2209."""
@@ -425,8 +425,8 @@ def test_special_tokens_in_a_text(chatml_tokenizer: Any) -> None:
 )
 @catches(
     "alignlab.data.template",
-    "np.array(ids[:limit], dtype=np.int32) for ids in whole",
-    "np.array(ids[: max(0, limit - len(head))], dtype=np.int32) for ids in whole",
+    "ids[:limit] for ids in whole",
+    "ids[: max(0, limit - len(head))] for ids in whole",
 )
 @catches("alignlab.data.pack", "if (length == 0).any():", "if False:")
 @catches(
@@ -452,17 +452,15 @@ def test_an_empty_completion(plain_tokenizer: Any) -> None:
 )
 @catches(
     "alignlab.data.template",
-    "head = [bos, *head[cut + 1 :]] if starts_with_bos else head[cut:]",
+    "head = np.concatenate((head[:1], head[cut + 1 :])) if bos else head[cut:]",
     "head = head[: self.max_prompt]",  # the question and the generation prompt are gone
 )
 @catches(
     "alignlab.data.template",
-    "head = [bos, *head[cut + 1 :]] if starts_with_bos else head[cut:]",
+    "head = np.concatenate((head[:1], head[cut + 1 :])) if bos else head[cut:]",
     "head = head[cut:]",  # BOS is gone
 )
-@catches(
-    "alignlab.data.template", "np.array(ids[:limit], dtype", "np.array(ids[-(limit or 99):], dtype"
-)
+@catches("alignlab.data.template", "ids[:limit] for ids in", "ids[-(limit or 99):] for ids in")
 def test_truncation_from_the_wrong_side(llama3_tokenizer: Any) -> None:
     """huggingface/trl#2209 (wrong truncation logic), #3382 (keep_end), #2538."""
     asked = {"role": "user", "content": "the film was very good . " * 3 + "and the acting"}
@@ -620,8 +618,8 @@ def test_reversed_labels(plain_tokenizer: Any, tmp_path: Path) -> None:
 )
 @catches(
     "alignlab.stages.annotate",
-    'held_out = {split: data.load(split) for split in ("validation", "test")}',
-    "held_out = {}",
+    'held_out={split: SplitOf(data, split) for split in ("validation", "test")},',
+    "held_out={},",
 )
 def test_train_and_test_share_a_prompt(chain: Chain, tmp_path: Path) -> None:
     """OpenRLHF/OpenRLHF#1089; alignment-handbook's recipes trained on test_prefs."""

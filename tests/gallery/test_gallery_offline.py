@@ -281,7 +281,7 @@ def test_stale_reference_cache(chain: Chain, earlier: Run, plain: Plain) -> None
 )
 @catches(
     "alignlab.stages.reference",
-    "out[position[id(group)]] = [next(pieces)",
+    "out[position] = [next(pieces)",
     "out[len(out)] = [next(pieces)",
 )
 def test_reference_of_another_row(chain: Chain, earlier: Run, plain: Plain, caught: Caught) -> None:
@@ -504,7 +504,7 @@ def mismatched_ratios(
 )
 @catches(
     "alignlab.stages.pairing",
-    "next(other for other in (*step[i + 1 :], *step[:i], *data) if other.row != group.row)",
+    "next(other for other in chain(step[i + 1 :], step[:i], data) if other.row != group.row)",
     "step[len(step) - 1 - i]",  # reversed: the middle one of an odd number meets itself
 )
 @catches(

@@ -116,3 +116,20 @@ print("peft" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().splitlines()[-1] == "False"
+
+
+def test_without_weights_a_hub_model_is_its_tokenizer_and_configuration(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked: list[list[str]] = []
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    resolve("some/model", tmp_path, weights=False)
+    resolve("some/model", tmp_path)
+    assert not any("safetensors" in pattern for pattern in asked[0])
+    assert {"*.json", "*.model", "*.jinja"} <= set(asked[0])
+    assert set(asked[1]) == {*asked[0], "*.safetensors"}

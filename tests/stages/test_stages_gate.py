@@ -12,8 +12,9 @@ from stage_lab import Chain
 
 from alignlab.compose import compose
 from alignlab.errors import DataError
-from alignlab.plan import Plan
+from alignlab.plan import Plan, build_stage
 from alignlab.run import Store
+from alignlab.stages import pretrain
 
 ROWS = [{"prompt": f"{i} bcd", "completions": ["k", "ka"], "scores": [0, 1]} for i in range(20)]
 APART = [{"prompt": f"{i} fgh", "completions": ["l", "la"], "scores": [0, 1]} for i in range(4)]
@@ -94,3 +95,24 @@ def test_what_was_done_to_the_rows_is_in_the_record(chain: Chain, tmp_path: Path
             [effect] = card["splits"][split]
             assert effect["step"] == "exact"
             assert effect["rows_in"] == 2 * effect["rows_out"] > 0
+
+
+@catches("alignlab.stages.pretrain", "heed(check_texts(documents, others, self.gate), run)", "pass")
+def test_pretraining_is_gated_before_it_makes_a_vocabulary(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts of the held-out split are not trained on."""
+    held_out = write(tmp_path, "held_out.jsonl", [{"text": f"held out {i}"} for i in range(4)])
+    rows = [*({"text": f"text {i}"} for i in range(6)), {"text": "HELD out  2"}]
+    paths = [write(tmp_path, "train.jsonl", rows), held_out, held_out]
+    fields = zip(("path", "validation_path", "test_path"), paths, strict=True)
+    config = compose(["pipeline=pretrain", *(f"data.{name}={path}" for name, path in fields)])
+    [node] = config["stages"].values()
+    monkeypatch.setattr(pretrain, "initialise", forbidden)
+    stage = build_stage(node, "stages.pretrain")
+    with pytest.raises(DataError, match="occur in the split 'pretrain_validation'"):
+        stage.run({}, chain.lab.new_run("pretrain"), chain.lab.engine)
+
+
+def forbidden(*_: Any) -> None:
+    raise AssertionError("nothing is made of refused texts")

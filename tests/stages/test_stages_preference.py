@@ -128,7 +128,7 @@ def test_no_wrong_reference_after_an_in_memory_hand_off(
 
 def entries(run: Run) -> dict[str, float]:
     folder = run.path.parent / "cache" / "reference"
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
 
 
 @pytest.mark.conformance(
@@ -236,7 +236,7 @@ def test_the_kl_point_of_kto_by_hand(chain: Chain, moved_by: str) -> None:
 
 
 def test_a_step_across_an_epoch_never_pairs_a_prompt_with_itself(chain: Chain) -> None:
-    data = read(chain.annotations, "train")
+    data = list(read(chain.annotations, "train"))
     twice = [data[0], data[0]]
     for group, paired in zip(twice, mismatched(twice, data), strict=True):
         assert paired.prompt is group.prompt

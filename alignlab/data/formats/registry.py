@@ -205,7 +205,8 @@ def read(
         raise DataError(f"{error}{looks_like(row, name, FORMATS)}") from error
     used = form.used(row)
     rest = {key: value for key, value in row.items() if key not in used}
-    group = replace(group, meta={**rest, **group.meta}, tools=tools)
+    if rest or tools:
+        group = replace(group, meta={**rest, **group.meta}, tools=tools)
     if turns == "last":
         group = last_turn(group)
     return judged.reweigh(group, weights) if weights else group

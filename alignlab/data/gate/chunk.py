@@ -12,8 +12,10 @@ import numpy as np
 
 from alignlab.data.gate.finding import Need
 from alignlab.data.gate.limits import Limits
-from alignlab.data.group import PromptGroup, TokenGroup
+from alignlab.data.group import PromptGroup, Text, TokenGroup
 from alignlab.data.wording import content
+
+REPEATED_PROMPT = 20  # characters from which a completion that begins with its prompt repeats it
 
 HeldOut = Mapping[str, Iterable[PromptGroup]]  # split -> groups; gone through more than once
 
@@ -140,6 +142,22 @@ class Chunk:
         return np.array(flags, dtype=bool)
 
     @cached_property
+    def cut_tokens(self) -> np.ndarray:
+        """Tokens that each row lost, as its ``prompt_cut`` and ``completion_cut`` say (R,)."""
+        lost = np.zeros(len(self.tokens), dtype=np.int64)
+        for row, t in enumerate(self.tokens):
+            if "prompt_cut" in t.meta or "completion_cut" in t.meta:
+                lost[row] = int(t.meta.get("prompt_cut", 0)) + sum(t.meta.get("completion_cut", ()))
+        return lost
+
+    @cached_property
+    def kept_tokens(self) -> np.ndarray:
+        """Tokens of each row, prompt and all completions (R,)."""
+        flat = self.completions
+        own = np.bincount(flat.owner, weights=flat.lengths, minlength=len(self.tokens))
+        return self.prompts.lengths + own.astype(np.int64)
+
+    @cached_property
     def conversational(self) -> np.ndarray:
         """Whether each row is messages."""
         return np.array([g.conversational for g in self.groups], dtype=bool)
@@ -155,14 +173,19 @@ class Chunk:
         return [[content(c) for c in group.completions] for group in self.groups]
 
     @cached_property
+    def repeats(self) -> list[list[bool]]:
+        """Whether each completion of each row begins with the prompt; [] for a short one."""
+        return [_repeats(group.prompt, group.completions) for group in self.groups]
+
+    @cached_property
     def prompt_keys(self) -> np.ndarray:
         """Hash of the tokens of each prompt (R,) uint64."""
-        return keys_of([t.prompt.tobytes() for t in self.tokens])
+        return keys_of([t.prompt.data for t in self.tokens])
 
     @cached_property
     def completion_keys(self) -> np.ndarray:
         """Hash of the tokens of each completion of `completions` (S,) uint64."""
-        return keys_of([c.tobytes() for t in self.tokens for c in t.completions])
+        return keys_of([c.data for t in self.tokens for c in t.completions])
 
     @cached_property
     def first(self) -> np.ndarray:
@@ -171,9 +194,19 @@ class Chunk:
         return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
 
 
-def keys_of(values: Sequence[bytes]) -> np.ndarray:
+def _repeats(prompt: Text, completions: Sequence[Text]) -> list[bool]:
+    if isinstance(prompt, str):
+        if len(prompt) < REPEATED_PROMPT:
+            return []
+        return [isinstance(c, str) and c.startswith(prompt) for c in completions]
+    size = len(prompt)
+    return [not isinstance(c, str) and len(c) > size and c[:size] == prompt for c in completions]
+
+
+def keys_of(values: Sequence[bytes | memoryview]) -> np.ndarray:
     """Hashes of 8 bytes, the same in every process (N,) uint64."""
-    digest = b"".join([hashlib.blake2b(value, digest_size=8).digest() for value in values])
+    blake = hashlib.blake2b
+    digest = b"".join([blake(value, digest_size=8).digest() for value in values])
     return np.frombuffer(digest, dtype=np.uint64)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from alignlab.data.gate.check import Check, Found, RowCheck, found
 from alignlab.data.gate.chunk import Chunk, Facts
 from alignlab.data.gate.limits import Share
 from alignlab.data.gate.tally import Tally
 from alignlab.data.group import PromptGroup, Text
-
-REPEATED_PROMPT = 20  # characters from which a completion that begins with its prompt repeats it
 
 
 class NoRows(Check):
@@ -75,7 +73,7 @@ class SpecialText(RowCheck):
 
     def __init__(self, facts: Facts) -> None:
         super().__init__(facts)
-        self.openings = sorted({mark[:2] for mark in facts.marks})  # hundreds of marks share few
+        self.openings = sorted({mark[:1] for mark in facts.marks})  # hundreds of marks share few
         self.advice = f"Remove it from the text. Special tokens: {' '.join(facts.marks[:12])}"
 
     def look(self, chunk: Chunk) -> Iterable[int]:
@@ -84,8 +82,8 @@ class SpecialText(RowCheck):
         return [row for row, (prompt, answers) in enumerate(texts) if self._in(prompt, answers)]
 
     def _in(self, prompt: str, answers: list[str]) -> bool:
-        text = "\x00".join((prompt, *answers))
-        if not any(opening in text for opening in self.openings):
+        texts = (prompt, *answers)
+        if not any(opening in text for opening in self.openings for text in texts):
             return False
         tokenizer = self.facts.tokenizer
         prompt = prompt.removeprefix(tokenizer.bos_token or "")
@@ -124,7 +122,8 @@ class PromptInPair(RowCheck):
 
     def look(self, chunk: Chunk) -> Iterable[int]:
         """Rows whose completions begin with prompts of their own that differ."""
-        return [row for row, group in enumerate(chunk.groups) if _mismatched(group)]
+        rows = enumerate(zip(chunk.groups, chunk.repeats, strict=True))
+        return [row for row, (group, repeats) in rows if _mismatched(group, repeats)]
 
     def limit(self) -> Share:
         """A few such rows are noise, many are a field that was misread."""
@@ -141,7 +140,7 @@ class PromptRepeated(RowCheck):
 
     def look(self, chunk: Chunk) -> Iterable[int]:
         """Rows whose completions all repeat the prompt."""
-        return [row for row, group in enumerate(chunk.groups) if all(_repeats(group) or [False])]
+        return [row for row, repeats in enumerate(chunk.repeats) if repeats and all(repeats)]
 
 
 class SameCompletions(Check):
@@ -189,25 +188,13 @@ def _glued(group: PromptGroup) -> bool:
     return any(str(c)[:1].isalnum() for c in group.completions)
 
 
-def _repeats(group: PromptGroup) -> list[bool]:
-    prompt = group.prompt
-    if not isinstance(prompt, str):
-        return [
-            not isinstance(c, str) and len(c) > len(prompt) and c[: len(prompt)] == prompt
-            for c in group.completions
-        ]
-    if len(prompt) < REPEATED_PROMPT:
-        return []
-    return [isinstance(c, str) and c.startswith(prompt) for c in group.completions]
-
-
-def _mismatched(group: PromptGroup) -> bool:
+def _mismatched(group: PromptGroup, repeats: Sequence[bool]) -> bool:
     if len(group.completions) < 2:
         return False
-    if any(isinstance(c, str) or len(c) > 1 for c in group.completions):
-        repeats = _repeats(group)
-        if any(repeats) and not all(repeats):
-            return True
+    if any(repeats) and not all(repeats):
+        return True
+    if not group.conversational:
+        return False
     asked = {_asked(completion) for completion in group.completions}
     return len(asked) > 1
 

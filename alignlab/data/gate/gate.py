@@ -24,7 +24,7 @@ from alignlab.data.gate.check import Check
 from alignlab.data.gate.chunk import Chunk, Facts
 from alignlab.data.gate.finding import Finding, Need, Severity
 from alignlab.data.gate.limits import Limits, Share
-from alignlab.data.gate.statistics import Sizes, Statistics
+from alignlab.data.gate.statistics import Languages, Sizes, Statistics
 from alignlab.data.gate.tally import Ledger
 from alignlab.data.group import PromptGroup, TokenGroup
 from alignlab.errors import DataError
@@ -87,6 +87,8 @@ class Gate:
         limits: from which shares on findings are made; None = those of ``conf/gate/default.yaml``.
         sampled: whether a policy wrote the completions.
         vocabulary: ids that the model knows; None = as many as the tokenizer has.
+        languages: whether to tell the languages of some rows, for the statistics.
+        checks: which checks; all of them unless there are no true tokens to look at.
     """
 
     def __init__(
@@ -98,12 +100,15 @@ class Gate:
         limits: Limits | None = None,
         sampled: bool = False,
         vocabulary: int | None = None,
+        languages: bool = False,
+        checks: Sequence[type[Check]] = CHECKS,
     ) -> None:
         size = len(tokenizer) if vocabulary is None else vocabulary
         self.facts = Facts(tokenizer, need, held_out or {}, limits or Limits(), sampled, size)
-        self.checks = tuple(kind(self.facts) for kind in CHECKS)
+        self.checks = tuple(kind(self.facts) for kind in checks)
         self.ledger = Ledger()
         self.sizes = Sizes()
+        self.languages = Languages() if languages else None
 
     def see(self, groups: Sequence[PromptGroup], tokens: Sequence[TokenGroup]) -> None:
         """Look at the next rows: as text, and the same ones tokenised."""
@@ -113,6 +118,8 @@ class Gate:
         for one in self.checks:
             one.see(chunk)
         self.sizes.see(chunk)
+        if self.languages is not None:
+            self.languages.see(chunk)
         self.ledger.add(tokens)
 
     def findings(self) -> list[Finding]:
@@ -135,7 +142,8 @@ class Gate:
     def statistics(self) -> Statistics:
         """Return the sizes of the rows so far."""
         [characters] = (one for one in self.checks if isinstance(one, Characters))
-        return self.sizes.statistics(characters.shares())
+        languages = {} if self.languages is None else self.languages.shares()
+        return self.sizes.statistics(characters.shares(), languages)
 
 
 def check(

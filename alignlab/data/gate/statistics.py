@@ -10,7 +10,7 @@ import numpy as np
 
 from alignlab.data.gate.chunk import Chunk
 from alignlab.data.gate.tally import Histogram
-from alignlab.data.gate.truncation_checks import cut_tokens, kept_tokens
+from alignlab.data.languages import language_of
 
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
@@ -27,9 +27,34 @@ class Statistics:
     truncated_rows: int
     verdicts: Mapping[str, int]  # kind -> rows
     scripts: Mapping[str, float]  # most frequent script of a row -> share of the rows
+    languages: Mapping[str, float]  # code, "" = undecided -> share of the rows looked at; maybe {}
     prompt: tuple[int, ...]  # quantiles of the tokens of a prompt: 0, 50, 90, 99, 100 %
     completion: tuple[int, ...]  # the same of a completion
     row: tuple[int, ...]  # the same of a whole row, before truncation
+
+
+class Languages:
+    """Languages of some rows, chosen by their position: the first ones, then every fiftieth."""
+
+    FIRST, EVERY, MOST = 500, 50, 2000
+
+    def __init__(self) -> None:
+        self.told: Counter[str] = Counter()
+
+    def see(self, chunk: Chunk) -> None:
+        """Tell the language of an answer, or of the prompt where there is none."""
+        for row, (prompt, answers) in enumerate(
+            zip(chunk.prompt_texts, chunk.answer_texts, strict=True), chunk.start
+        ):
+            if row < self.FIRST or row % self.EVERY == 0:
+                if self.told.total() == self.MOST:
+                    return
+                said = next((answer for answer in answers if answer.strip()), prompt)
+                self.told[language_of(said).language] += 1
+
+    def shares(self) -> dict[str, float]:
+        """Share of the rows that were looked at by language, most frequent first."""
+        return {code: count / self.told.total() for code, count in self.told.most_common()}
 
 
 class Sizes:
@@ -42,7 +67,7 @@ class Sizes:
 
     def see(self, chunk: Chunk) -> None:
         """Count the next rows."""
-        lost = cut_tokens(chunk)
+        lost = chunk.cut_tokens
         cut = lost > 0
         cut[chunk.completions.owner[chunk.truncated]] = True
         self.rows += len(chunk.tokens)
@@ -55,9 +80,11 @@ class Sizes:
         self.verdicts.update(t.verdict.kind for t in chunk.tokens)
         self.prompt.add(chunk.prompts.lengths)
         self.completion.add(chunk.completions.lengths)
-        self.row.add(kept_tokens(chunk) + lost)
+        self.row.add(chunk.kept_tokens + lost)
 
-    def statistics(self, scripts: Mapping[str, float]) -> Statistics:
+    def statistics(
+        self, scripts: Mapping[str, float], languages: Mapping[str, float]
+    ) -> Statistics:
         """Return the numbers so far."""
         quantiles = [
             tuple(found.quantile(share) for share in QUANTILES)
@@ -72,6 +99,7 @@ class Sizes:
             truncated_rows=self.truncated,
             verdicts=dict(self.verdicts),
             scripts=dict(scripts),
+            languages=dict(languages),
             prompt=quantiles[0],
             completion=quantiles[1],
             row=quantiles[2],

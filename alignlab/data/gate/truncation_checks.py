@@ -12,25 +12,6 @@ from alignlab.data.gate.finding import SHOWN
 from alignlab.data.gate.tally import Histogram, Tally
 
 
-def cut_tokens(chunk: Chunk) -> np.ndarray:
-    """Tokens that each row lost, as its ``prompt_cut`` and ``completion_cut`` say (R,)."""
-    lost = [
-        int(t.meta.get("prompt_cut", 0)) + sum(t.meta.get("completion_cut", ()))
-        for t in chunk.tokens
-    ]
-    return np.array(lost, dtype=np.int64)
-
-
-def kept_tokens(chunk: Chunk) -> np.ndarray:
-    """Tokens of each row, prompt and all completions (R,)."""
-    completions = np.bincount(
-        chunk.completions.owner,
-        weights=chunk.completions.lengths,
-        minlength=len(chunk.tokens),
-    )
-    return chunk.prompts.lengths + completions.astype(np.int64)
-
-
 class PromptTruncated(Check):
     """Prompts that lost their beginning."""
 
@@ -96,9 +77,9 @@ class TokensTruncated(Check):
 
     def see(self, chunk: Chunk) -> None:
         """Count the tokens that were cut and those that were kept."""
-        lost = cut_tokens(chunk)
+        lost = chunk.cut_tokens
         self.lost += int(lost.sum())
-        self.kept += int(kept_tokens(chunk).sum())
+        self.kept += int(chunk.kept_tokens.sum())
         self.tally.add(chunk.start, np.flatnonzero(lost))
 
     def findings(self) -> Iterator[Found]:
@@ -137,7 +118,7 @@ class LengthOutliers(Check):
 
     def see(self, chunk: Chunk) -> None:
         """Count lengths and keep the longest rows."""
-        lengths = kept_tokens(chunk) + cut_tokens(chunk)
+        lengths = chunk.kept_tokens + chunk.cut_tokens
         self.lengths.add(lengths)
         top = np.argsort(-lengths, kind="stable")[:SHOWN]
         here = [(-int(lengths[row]), chunk.start + int(row)) for row in top]

@@ -10,6 +10,7 @@ from typing import Any
 
 from alignlab import typed
 from alignlab.data.group import PromptGroup
+from alignlab.data.quality import kept
 from alignlab.data.quality.step import HELD_OUT, CrossStep, Step, StepEffect
 from alignlab.data.sources.source import SPLITS
 from alignlab.errors import ConfigError, DataError, did_you_mean
@@ -27,7 +28,8 @@ class Refined:
     is what it was in the source unless a step names it. Steps that compare with held-out splits
     see them as they are after their own steps, and held-out rows win: the test split keeps a row
     that validation or training has too. A step looks at a whole split, which is therefore in
-    memory, and a split is refined once per object, however often it is loaded.
+    memory; it is refined once per object, however often it is loaded, and once per store, where the
+    rows are kept by content for the stages and processes that come later.
     """
 
     source: Spec
@@ -83,7 +85,8 @@ class Refined:
             DataError: from the source, or from a step, whose name it gives.
         """
         if split not in self._splits:
-            self._splits[split] = self._refine(split)
+            key = content_key(["rows", self.fingerprint(), split])
+            self._splits[split] = kept.made_once(key, lambda: self._refine(split))
         return list(self._splits[split][0])
 
     def stream(self, split: str) -> Iterator[PromptGroup]:

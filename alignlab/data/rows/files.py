@@ -13,6 +13,7 @@ from alignlab.data.rows.kinds import HEAD, Kind, kind_of
 from alignlab.data.rows.listing import DataFile, files_of
 from alignlab.data.rows.opening import mappable, opened, seekable
 from alignlab.data.rows.tables import arrow_rows, parquet_rows
+from alignlab.data.rows.yaml_rows import yaml_rows
 from alignlab.errors import DataError
 
 Row = dict[str, Any]
@@ -75,6 +76,8 @@ def _rows(
         return csv_rows(stream, where)
     if kind == "text":
         return text_documents(stream, where, several)
+    if kind == "yaml":
+        return yaml_rows(stream, where)
     if kind == "parquet":
         return parquet_rows(seekable(stream), where)
     mapped = mappable(stream, file)

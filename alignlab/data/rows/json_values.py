@@ -40,7 +40,7 @@ def parse(text: str) -> Any:
 
 def check(value: Any, text: str) -> None:
     """Refuse what parses and breaks later: lone surrogates, bottomless nesting, endless fields."""
-    if _SURROGATE.search(text):
+    if "\\u" in text and _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -50,8 +50,7 @@ def check(value: Any, text: str) -> None:
             ) from error
     if text.count("[") + text.count("{") > LIMITS.depth and _depth(value) > LIMITS.depth:
         raise RecursionError
-    fields = isinstance(value, dict) and not by_id(value)
-    if fields and len(value) > LIMITS.fields:
+    if isinstance(value, dict) and len(value) > LIMITS.fields and not by_id(value):
         raise Refused(
             f"one object with {len(value):,} fields, and a row has at most {LIMITS.fields:,}. If "
             "its names are ids, write a list of objects"

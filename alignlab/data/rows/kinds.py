@@ -8,11 +8,11 @@ from typing import Literal
 from alignlab.data.rows.listing import DataFile
 from alignlab.errors import DataError
 
-Kind = Literal["json", "csv", "text", "parquet", "arrow", "arrow_stream"]
+Kind = Literal["json", "csv", "text", "yaml", "parquet", "arrow", "arrow_stream"]
 
 HEAD = 65_536  # bytes that are looked at
 READS = (
-    "alignlab reads JSON lines, JSON, CSV, TSV, Parquet, Arrow and plain text (.txt), also "
+    "alignlab reads JSON lines, JSON, CSV, TSV, Parquet, Arrow, YAML and plain text (.txt), also "
     "compressed with gzip, zstd, bzip2 or xz"
 )
 _EXPORT = "Export the rows as JSON lines, CSV or Parquet."
@@ -68,6 +68,8 @@ def kind_of(head: bytes, file: DataFile) -> Kind:
     suffix = file.suffix
     if not text:
         return "json"  # nothing but blank lines: no rows, in any kind
+    if suffix in (".yaml", ".yml"):
+        return "yaml"
     if suffix in (".txt", ".text", ".md"):
         return _plain_text_or_table(text)
     if text[:1] in ("{", "["):

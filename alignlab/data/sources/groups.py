@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from alignlab.data.formats.registry import FORMATS, Turns, detect, read
@@ -70,7 +70,10 @@ def groups_of(
                 raise DataError(f"{where}, {place} (format {chosen}): {error}{more}") from error
             at = f"{short}, {place}" if short else place
             meta = {**group.meta, **by, "place": at}
-            yield replace(group, id=group.id or _identity(group), meta=meta)
+            name = group.id or _identity(group)
+            yield PromptGroup(
+                group.prompt, group.completions, group.verdict, name, meta, group.tools
+            )
         if unseen:
             raise _unknown_field(where, min(unseen), head[0][1])
 

@@ -1,0 +1,137 @@
+"""What an annotate run holds: a line per prompt group, and its token groups, mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from alignlab.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from alignlab.data.group import PromptGroup, TokenGroup, Verdict
+    from alignlab.models.backbone import Backbone
+    from alignlab.run import Run
+
+FILE = "annotations.jsonl"
+
+
+def lines(
+    groups: Sequence[PromptGroup], tokens: Sequence[TokenGroup], validation_share: float
+) -> Iterator[str]:
+    """Groups and token ids, a line each; the split is a stable hash of the group's id."""
+    for group, token in zip(groups, tokens, strict=True):
+        digest = hashlib.sha256(f"validation:{group.id}".encode()).digest()
+        held_out = int.from_bytes(digest[:8], "big") / 2**64 < validation_share
+        row = {
+            "row": token.row,
+            "id": group.id,
+            "split": "validation" if held_out else "train",
+            "prompt": group.prompt,
+            "completions": list(group.completions),
+            "verdict": asdict(group.verdict),
+            "prompt_ids": token.prompt.tolist(),
+            "completion_ids": [c.tolist() for c in token.completions],
+            "truncated": list(token.truncated),
+            "masks": [None if mask is None else mask.tolist() for mask in token.masks],
+            "meta": dict(group.meta),
+        }
+        yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write(
+    path: Path, groups: Sequence[PromptGroup], tokens: Sequence[TokenGroup], validation_share: float
+) -> None:
+    """Write groups and token ids at hand to a file."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(lines(groups, tokens, validation_share))
+
+
+def read(run: Run, split: str) -> Sequence[TokenGroup]:
+    """Token groups of one split of a finished annotate run, in the order of writing.
+
+    The file is read once, line by line, into mapped shards of the store's cache, which every later
+    stage finds by the file's content.
+    """
+    import numpy as np
+
+    from alignlab.data.mapped import Selection, keep, kept
+    from alignlab.run import Store
+
+    with (run.path / FILE).open("rb") as file:
+        key = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    folder = Store(run.path.parent).cache / "annotations"
+    found = kept(folder, key)
+    if found is None:
+        splits: list[str] = []
+        keep(folder, key, _token_groups(run.path / FILE, splits), {"splits": splits})
+        found = kept(folder, key)
+        assert found is not None, f"{folder} cannot be read back; is the disk full?"
+    groups, notes = found
+    return Selection(groups, np.flatnonzero(np.array(notes["splits"]) == split))
+
+
+def _token_groups(path: Path, splits: list[str]) -> Iterator[TokenGroup]:
+    """Token groups of all lines; the split of each is appended to ``splits``."""
+    import numpy as np
+
+    from alignlab.data.group import TokenGroup
+
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            row: dict[str, Any] = json.loads(line)
+            splits.append(row["split"])
+            yield TokenGroup(
+                prompt=np.asarray(row["prompt_ids"], dtype=np.int32),
+                completions=tuple(np.asarray(c, dtype=np.int32) for c in row["completion_ids"]),
+                verdict=verdict_of(row["verdict"]),
+                row=row["row"],
+                id=row["id"],
+                truncated=tuple(row["truncated"]),
+                meta=row["meta"],
+                masks=tuple(  # runs from before there were masks have none: all are targets
+                    None if mask is None else np.asarray(mask, bool)
+                    for mask in row.get("masks", ())
+                ),
+            )
+
+
+def require_verdicts(groups: Sequence[TokenGroup], annotations: Run, least: int = 1) -> None:
+    """Refuse to train on fewer than ``least`` prompts with a verdict of use to the stage.
+
+    Raises:
+        DataError: says how many there are and what to change.
+    """
+    if len(groups) < least:
+        raise DataError(
+            f"{annotations.name}: {len(groups)} of the annotated prompts for training have a"
+            f" verdict that this stage can use, and it needs {least} (a pairwise method needs a"
+            " better and a worse completion of one prompt; equal scores are ties). Annotate more"
+            " prompts, or use a method that fits the verdicts, such as objective=kto for thumbs."
+        )
+
+
+def require_own_template(annotations: Run, backbone: Backbone) -> None:
+    """Refuse annotations whose prompts were written with another chat template than the backbone's.
+
+    Raises:
+        ConfigError: names both templates.
+    """
+    from alignlab.models.templates import require_same_template, template_hash
+
+    record = annotations.record
+    if "template" in record:
+        mine = template_hash(backbone.tokenizer)
+        require_same_template(mine, record["template"], annotations.name)
+
+
+def verdict_of(values: Mapping[str, Any]) -> Verdict:
+    """Verdict from its JSON form, where tuples are lists."""
+    from alignlab.data.group import Verdict
+
+    lists = {name: tuple(value) for name, value in values.items() if name != "kind"}
+    return Verdict(values["kind"], **lists)
