@@ -111,25 +111,7 @@ class Mirror:
         return Run(Path(self.description["config"]["run_folder"]))
 
     def _init(self, mode: Literal["offline", "online"]) -> wandb.Run:
-        import wandb
-
-        # W&B ignores a folder that does not exist, and writes to the temporary one instead.
-        Path(self.description["dir"]).mkdir(parents=True, exist_ok=True)
-        return wandb.init(
-            **self.description,
-            mode=mode,
-            resume="allow",
-            reinit="create_new",  # several runs live in one process
-            settings=wandb.Settings(
-                init_timeout=INIT_SECONDS,
-                finish_timeout=FINISH_SECONDS,
-                x_transaction_log_flush_interval=1,  # a kill loses a second, not 15
-                console="off",
-                silent=True,
-                disable_git=True,  # env.json has the commit and the hash of the difference
-                disable_code=True,
-            ),
-        )
+        return start(self.description, mode)
 
     def _opened(self) -> wandb.Run:
         if self._run is None:
@@ -200,6 +182,29 @@ class Mirror:
         except Exception as error:
             text = " ".join(str(error).split())[:200]
             self._warn(f"W&B could not {what} ({type(error).__name__}: {text}).")
+
+
+def start(description: Mapping[str, Any], mode: Literal["offline", "online"]) -> wandb.Run:
+    """Call ``wandb.init`` as every run of alignlab does: bounded waits, silent, no code copied."""
+    import wandb
+
+    # W&B ignores a folder that does not exist, and writes to the temporary one instead.
+    Path(description["dir"]).mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        **description,
+        mode=mode,
+        resume="allow",
+        reinit="create_new",  # several runs live in one process
+        settings=wandb.Settings(
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+            x_transaction_log_flush_interval=1,  # a kill loses a second, not 15
+            console="off",
+            silent=True,
+            disable_git=True,  # env.json has the commit and the hash of the difference
+            disable_code=True,
+        ),
+    )
 
 
 def _cell(value: Any) -> Any:

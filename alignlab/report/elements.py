@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -11,6 +12,32 @@ from alignlab.report.style import Look, swatch
 from alignlab.report.verdict import between, digits_for, plain, signed
 
 Looks = Mapping[str, Look]
+# control characters, marks that reverse the direction of text, halves of surrogate pairs
+UNSHOWN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def clean(text: str) -> str:
+    """``text`` as a page can hold it: what is no character, or turns text around, as its escape."""
+    return UNSHOWN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def run_link(name: str, text: str = "") -> str:
+    """A link to the row of run ``name`` in the provenance section; shows ``text``, else its name.
+
+    ``text`` is taken as plain text and escaped.
+    """
+    shown = escape(clean(text or name))
+    return f'<a class="run" href="#run-{escape(name, quote=True)}">{shown}</a>'
+
+
+def method_link(method: str, text: str) -> str:
+    """A link from a number to the method's configuration and runs, which it is a mean over.
+
+    ``text`` is HTML, as `with_interval` writes it.
+    """
+    return f'<a class="number" href="#config-{escape(method, quote=True)}">{text}</a>'
 
 
 def cell(text: str, order: float | str | None = None, kind: str = "") -> str:

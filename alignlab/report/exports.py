@@ -1,43 +1,94 @@
-"""The numbers of the page as CSV files; full precision, one row per thing."""
+"""The numbers of the page as rows for files: full precision, one row per thing."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alignlab.report.analysis import CELL_METRICS, Analysis, Score
+from alignlab.report.concerns import Concern
 from alignlab.report.folders import prompt_key
+from alignlab.report.statistics import Interval
 from alignlab.report.table import COSTS, shared_stages
+from alignlab.report.writing import Rows, write_csv, write_table
 
 SAMPLE_COLUMNS = (
     "sample", "prompt", "completion", "tokens", "finished", "gold", "audit", "proxy", "kl",
 )  # fmt: skip
 METHOD_METRICS = (*CELL_METRICS, "gold_iqm", "distinct_1", "distinct_2", "reference_nll")
+REWARDS = ("audit", "proxy", "kl", "tokens")
+TEXTS = ("distinct_2", "repetition", "finished", "reference_nll")
 
 
-def write_csv(analysis: Analysis, folder: Path) -> None:
-    """Write methods.csv, differences.csv, cost.csv and samples.csv into ``folder``."""
-    _write(folder / "methods.csv", [_method(s) for s in analysis.scores])
-    _write(folder / "differences.csv", _differences(analysis))
-    _write(folder / "cost.csv", _costs(analysis))
-    _write(folder / "samples.csv", _samples(analysis))
+def write_exports(
+    analysis: Analysis, tables: Mapping[str, Rows], concerns: Sequence[Concern], folder: Path
+) -> None:
+    """Write the study's own tables and those of its chapters.
+
+    ``methods``, ``differences``, ``cost`` and ``samples`` stand as CSV beside the page; these and
+    every other table stand in ``tables/`` as CSV and Parquet, short ones as Markdown and LaTeX too.
+    """
+    own: dict[str, Rows] = {
+        "methods": [_method(s) for s in analysis.scores],
+        "differences": _differences(analysis),
+        "cost": _costs(analysis),
+        "samples": _samples(analysis),
+    }
+    for stem, rows in own.items():
+        write_csv(rows, folder / f"{stem}.csv")
+    doubts = [{"level": c.level, "topic": c.topic, "text": c.text} for c in concerns]
+    for stem, rows in {**own, **tables, "doubts": doubts}.items():
+        write_table(rows, stem, folder / "tables")
 
 
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: _cell(v) for k, v in row.items()})
+def _spread(name: str, found: Interval | None) -> dict[str, Any]:
+    """An interval as the columns ``name``, ``name_low`` and ``name_high``."""
+    fields = {name: "value", f"{name}_low": "low", f"{name}_high": "high"}
+    return {key: getattr(found, field) if found else None for key, field in fields.items()}
 
 
-def _cell(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else value
+def ranking_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """The ranking as the page shows it, best gold reward first."""
+    return [
+        {
+            "method": score.method.label,
+            "settings": score.method.settings,
+            "seeds": len(score.method.seeds),
+            **_spread("gold", score.metrics.get("gold")),
+            **_spread("gold_over_sft", score.over_sft.get("gold")),
+            "holm_p": score.p_over_sft,
+            "rank": "–".join(str(r) for r in dict.fromkeys(score.ranks)),
+            **{k: v for m in REWARDS for k, v in _spread(m, score.metrics.get(m)).items()},
+        }
+        for score in analysis.scores
+    ]
+
+
+def property_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """The texts of every method and what it cost, in the order of the ranking."""
+    return [
+        {
+            "method": score.method.label,
+            **{k: v for m in TEXTS for k, v in _spread(m, score.metrics.get(m)).items()},
+            **{key: score.cost.get(key) for key in COSTS},
+        }
+        for score in analysis.scores
+    ]
+
+
+def gain_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """Gains over the baseline by each reward."""
+    return [
+        {
+            "method": score.method.label,
+            **_spread("gold", score.over_sft.get("gold")),
+            **_spread("audit", score.over_sft.get("audit")),
+            **_spread("proxy", score.over_sft.get("proxy")),
+        }
+        for score in analysis.scores
+        if score.over_sft
+    ]
 
 
 def _method(score: Score) -> dict[str, Any]:

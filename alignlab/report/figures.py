@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from alignlab.report.analysis import Analysis, Score
 from alignlab.report.curves import Curves
-from alignlab.report.placing import place_labels
 from alignlab.report.statistics import Interval
 from alignlab.report.style import INK, LINE, MUTED, PAPER, Look
 
@@ -42,6 +41,9 @@ RC: Any = {
     "lines.linewidth": 1.6,
     "path.simplify": True,
 }
+MOST = 24  # rows of a figure with one row per method; more are in the tables only
+POINTS = 240  # of a curve: more than a small figure has pixels
+FEW_LINES = 8  # seeds whose curves are drawn one by one; more are drawn as their band
 
 
 @contextmanager
@@ -52,80 +54,17 @@ def _figure(width: float, height: float, **grid: Any) -> Iterator[tuple[Figure, 
         yield figure, figure.subplots(**grid)
 
 
-def frontier(analysis: Analysis, looks: Mapping[str, Look]) -> Figure | None:
-    """Draw gold reward against sequence KL on a square-root axis (Gao et al. 2022).
+def leading(analysis: Analysis) -> list[Score]:
+    """Scores for a figure with a row each, best first: of a sweep those that are compared.
 
-    Means with intervals, one small dot per training seed. None when no method has both numbers.
+    At most `MOST`, the baseline always among them.
     """
-    shown = [s for s in analysis.scores if not math.isnan(s.value("kl"))]
-    if not shown:
-        return None
-    with _figure(6.3, 4.5) as (figure, ax):
-        ax.set_xscale("function", functions=(_root, _square))
-        points = [_frontier_point(ax, score, looks[score.method.id]) for score in shown]
-        base = analysis.baseline
-        if base is not None:
-            ax.axhline(base.value("gold"), color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
-        top = max(max(s.metrics["kl"].high for s in shown), 0.1)
-        left = min(s.metrics["kl"].low for s in shown)  # an estimate may fall below zero
-        ax.set_xlim(min(1.3 * left, -0.0012 * top), top * 1.2)
-        ax.set_xticks(_root_ticks(1.2 * left, 1.1 * top))
-        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        ax.minorticks_off()
-        ax.set_xlabel("KL to the SFT reference, nats per sequence (square-root axis)")
-        ax.set_ylabel("gold reward")
-        low, high = ax.get_ylim()
-        ax.set_ylim(low, high + 0.06 * (high - low))
-        bars = [(s.metrics["kl"], s.metrics["gold"]) for s in shown]
-        crosses = [
-            bounds
-            for (kl, gold) in bars
-            for bounds in (
-                (kl.low, gold.value, kl.high, gold.value),
-                (kl.value, gold.low, kl.value, gold.high),
-            )
-        ]
-        place_labels(ax, points, {s.method.id: s.method.label for s in shown}, crosses)
-    return figure
-
-
-def _root(x: Any) -> Any:
-    return np.sign(x) * np.sqrt(np.abs(x))
-
-
-def _square(x: Any) -> Any:
-    return np.sign(x) * np.square(x)
-
-
-def _root_ticks(low: float, top: float) -> list[float]:
-    """Round numbers of nats that stand at least a tenth of the axis apart after the root."""
-    apart = 0.1 * (math.sqrt(top) + math.sqrt(max(-low, 0.0)))
-    ticks = [0.0]
-    for power in range(-3, 5):
-        for tick in (1.0 * 10**power, 2.0 * 10**power, 5.0 * 10**power):
-            if tick <= top and math.sqrt(tick) - math.sqrt(ticks[-1]) > apart:
-                ticks.append(tick)
-    if top - ticks[-1] > 0.3 * top:
-        ticks.append(1.5 * ticks[-1])
-    return [-tick for tick in ticks[1:] if tick <= -low] + ticks
-
-
-def _frontier_point(ax: Axes, score: Score, look: Look) -> tuple[float, float]:
-    gold, kl = score.metrics["gold"], score.metrics["kl"]
-    x = kl.value
-    tag = f"m:{score.method.id}:"
-    ax.plot([kl.low, kl.high], [gold.value] * 2, color=look.colour, lw=1.4, gid=tag)
-    ax.plot([x, x], [gold.low, gold.high], color=look.colour, lw=1.4, gid=tag)
-    for seed, mean in score.per_seed["gold"].items():
-        at = score.per_seed["kl"].get(seed, x)
-        ax.plot(at, mean, ".", ms=4, color=look.colour, alpha=0.55, gid=tag)
-    hollow = score.method.best_of > 1
-    ax.plot(
-        x, gold.value, look.marker, ms=12 if look.marker == "*" else 8.5, mew=1.1, zorder=4,
-        mec=look.colour if hollow or look.marker in "PX" else PAPER,
-        mfc=PAPER if hollow else look.colour, gid=tag + "point",
-    )  # fmt: skip
-    return x, gold.value
+    scores = analysis.scores if analysis.equal_kl is None else analysis.compared
+    best = list(scores[:MOST])
+    base = analysis.baseline
+    if base is not None and base not in best:
+        best[-1] = base
+    return best
 
 
 def rewards(analysis: Analysis, looks: Mapping[str, Look]) -> Figure | None:
@@ -136,31 +75,54 @@ def rewards(analysis: Analysis, looks: Mapping[str, Look]) -> Figure | None:
         "proxy": "proxy (trained on)",
     }
     kinds = [k for k in names if any(k in s.metrics for s in analysis.scores)]
-    if not kinds:
-        return None
-    scores = analysis.scores[::-1]
-    shape = {"ncols": len(kinds), "sharey": True, "squeeze": False}
+    return _dots(analysis, looks, {k: names[k] for k in kinds}) if kinds else None
+
+
+def lengths(analysis: Analysis, looks: Mapping[str, Look]) -> Figure | None:
+    """Draw tokens per completion and how many end by themselves, SFT as a dashed line."""
+    names = {"tokens": "tokens per completion", "finished": "ended by EOS, share"}
+    kinds = [k for k in names if any(k in s.metrics for s in analysis.scores)]
+    return _dots(analysis, looks, {k: names[k] for k in kinds}) if kinds else None
+
+
+def _dots(analysis: Analysis, looks: Mapping[str, Look], names: Mapping[str, str]) -> Figure:
+    """One row per method and one panel per metric: means with intervals."""
+    scores = leading(analysis)[::-1]
+    shape = {"ncols": len(names), "sharey": True, "squeeze": False}
     with _figure(6.3, 0.9 + 0.3 * len(scores), **shape) as (figure, axes):
-        for ax, kind in zip(axes[0], kinds, strict=True):
+        for ax, (kind, name) in zip(axes[0], names.items(), strict=True):
             for row, score in enumerate(scores):
-                _dot(ax, row, score.metrics.get(kind), looks[score.method.id])
+                one = score.metrics.get(kind)
+                _dot(ax, row, one, score.method.id, looks, share=kind == "finished")
             base = analysis.baseline
             if base is not None and kind in base.metrics:
                 ax.axvline(base.value(kind), color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
-            _panel(ax, names[kind])
-        _method_axis(axes[0][0], [s.method.label for s in scores])
+            _panel(ax, name)
+        _method_axis(axes[0][0], scores)
     return figure
 
 
-def _dot(ax: Axes, row: int, found: Interval | None, look: Look) -> None:
+def _dot(
+    ax: Axes,
+    row: int,
+    found: Interval | None,
+    method: str,
+    looks: Mapping[str, Look],
+    *,
+    share: bool = False,
+) -> None:
     if found is None:
         return
+    look, tag = looks[method], f"m:{method}:"
+    if share:  # an interval from few seeds may reach beyond what a share can be
+        found = replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
     thin = look.marker in "*PX"
     edge = look.colour if thin else PAPER
-    ax.plot([found.low, found.high], [row, row], color=look.colour, lw=2, zorder=2)
+    ax.plot([found.low, found.high], [row, row], color=look.colour, lw=2, zorder=2, gid=tag)
     ax.plot(
-        found.value, row, look.marker, ms=9 if thin else 7, color=look.colour, mec=edge, zorder=3
-    )
+        found.value, row, look.marker, ms=9 if thin else 7, color=look.colour, mec=edge, zorder=3,
+        gid=tag,
+    )  # fmt: skip
 
 
 def _panel(ax: Axes, title: str) -> None:
@@ -173,14 +135,16 @@ def _panel(ax: Axes, title: str) -> None:
         ax.set_xlim(low - 0.5, high + 0.5)
 
 
-def _method_axis(ax: Axes, labels: Sequence[str]) -> None:
-    ax.set_yticks(range(len(labels)), labels, color=INK)
-    ax.set_ylim(-0.6, len(labels) - 0.4)
+def _method_axis(ax: Axes, scores: Sequence[Score]) -> None:
+    ax.set_yticks(range(len(scores)), [s.method.label for s in scores], color=INK)
+    ax.set_ylim(-0.6, len(scores) - 0.4)
+    for label, score in zip(ax.get_yticklabels(), scores, strict=True):
+        label.set_gid(f"m:{score.method.id}:")
 
 
 def cost(analysis: Analysis, looks: Mapping[str, Look]) -> Figure | None:
     """Draw what the policy stage of each trained method cost, without the stages that all share."""
-    scores = analysis.trained[::-1]
+    scores = analysis.trained[:MOST][::-1]
     panels = {"seconds": "seconds", "tokens": "tokens", "flops": "FLOPs"}
     if not scores:
         return None
@@ -190,13 +154,15 @@ def cost(analysis: Analysis, looks: Mapping[str, Look]) -> Figure | None:
             for row, score in enumerate(scores):
                 colour = looks[score.method.id].colour
                 first = score.cost.get("tokens_trained" if key == "tokens" else key) or 0.0
-                ax.barh(row, first, height=0.62, color=colour)
+                tag = f"m:{score.method.id}:"
+                ax.barh(row, first, height=0.62, color=colour)[0].set_gid(tag)
                 if key == "tokens":
                     sampled = score.cost.get("tokens_sampled") or 0.0
-                    ax.barh(row, sampled, left=first, height=0.62, color=colour, alpha=0.4)
+                    bar = ax.barh(row, sampled, left=first, height=0.62, color=colour, alpha=0.4)
+                    bar[0].set_gid(tag)
             _panel(ax, title)
             ax.xaxis.set_major_formatter(lambda x, _: _short(x))
-        _method_axis(axes[0][0], [s.method.label for s in scores])
+        _method_axis(axes[0][0], scores)
     return figure
 
 
@@ -212,15 +178,28 @@ def curve(curves: Curves, look: Look) -> Figure:
     panels = curves.panels
     with _figure(5.6, 2.1, ncols=len(panels), squeeze=False) as (figure, axes):
         for ax, (name, by_seed) in zip(axes[0], panels.items(), strict=True):
-            for steps, values in by_seed.values():
-                ax.plot(steps, values, color=look.colour, lw=0.8, alpha=0.5)
-            steps, middle, low, high = curves.band(name)
+            for seed, (steps, values) in by_seed.items():
+                if len(by_seed) <= FEW_LINES:
+                    ax.plot(*thinned(steps, values), color=look.colour, lw=0.8, alpha=0.5,
+                            gid=f"m::s{seed}")  # fmt: skip
+            steps, middle, low, high = (thinned(x)[0] for x in curves.band(name))
             if len(by_seed) > 1:
                 ax.fill_between(steps, low, high, color=look.colour, alpha=0.18, lw=0)
             ax.plot(steps, middle, color=look.colour, lw=1.8)
-            for steps, values in curves.validation.get(name, {}).values():
-                ax.plot(steps, values, color=MUTED, lw=0.9, ls=(0, (3, 2)), marker=".", ms=4)
+            checked = list(curves.validation.get(name, {}).items())[:FEW_LINES]
+            for seed, (steps, values) in checked:
+                ax.plot(steps, values, color=MUTED, lw=0.9, ls=(0, (3, 2)), marker=".", ms=4,
+                        gid=f"m::s{seed}")  # fmt: skip
             ax.set_title(name)
             ax.locator_params(nbins=4)
             ax.set_xlabel("step")
     return figure
+
+
+def thinned(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """At most `POINTS` of the entries, evenly spaced, the first and the last among them."""
+    size = len(arrays[0])
+    if size <= POINTS:
+        return arrays
+    kept = np.linspace(0, size - 1, POINTS).round().astype(int)
+    return tuple(array[kept] for array in arrays)

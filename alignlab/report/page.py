@@ -1,56 +1,79 @@
-"""The report of a study: one self-contained page, with CSV, PNG and SVG files beside it."""
+"""The report of a study: one self-contained page, with tables, figures and documents beside it."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
 
-from matplotlib.figure import Figure
-
 import alignlab
-from alignlab.report import figures, sections
+from alignlab.report import sections
 from alignlab.report.analysis import Analysis, Score, analyse
-from alignlab.report.browser import SHOWN_PROMPTS, provenance, samples
-from alignlab.report.concerns import concerns
-from alignlab.report.curves import read_curves
-from alignlab.report.exports import write_csv
-from alignlab.report.style import CONTROLS, Look, looks, stylesheet, swatch
-from alignlab.report.svg import inline, save
-from alignlab.report.table import Places, read_study, shared_stages
-from alignlab.report.verdict import between, gold_digits, plain, verdict
+from alignlab.report.chapters import chapters
+from alignlab.report.concerns import Concern, concerns
+from alignlab.report.document import write_documents
+from alignlab.report.elements import clean
+from alignlab.report.exports import write_exports
+from alignlab.report.live import LiveState
+from alignlab.report.part import Chapter
+from alignlab.report.provenance import provenance
+from alignlab.report.style import Look, looks, stylesheet, swatch
+from alignlab.report.table import Places, read_study
+from alignlab.report.verdict import verdict
 
-SECTIONS = {
-    "ranking": "Ranking",
-    "plane": "Reward–KL plane",
-    "optimisation": "Is the gain real?",
-    "curves": "Training",
-    "cost": "Cost",
-    "wins": "Against each other",
-    "samples": "Samples",
-    "doubts": "Doubts",
-    "provenance": "Provenance",
-}
+REFRESH_SECONDS = 20  # how often the page of a running study looks for a newer one of itself
+FEW_METHODS = 12  # the chips of more methods are folded away
+SCRIPTS = ("page.js", "votes.js")
 
 
-def build_report(study: str, store: Places) -> Path:
+def build_report(study: str, store: Places, live: LiveState | None = None) -> Path:
     """Write ``studies/<study>/report/`` from the run folders and return the path of its index.html.
 
+    With ``live``, the page says how far the study has come and reloads itself.
     Raises DataError when the study does not exist or has nothing to show.
     """
-    analysis = analyse(read_study(study, store))
-    folder = store.studies / study / "report"
+    return write_report(analyse(read_study(study, store)), store, live)
+
+
+def write_report(analysis: Analysis, store: Places, live: LiveState | None = None) -> Path:
+    """Write the report of an analysed study and return the path of its index.html."""
+    folder = store.studies / analysis.study.name / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(analysis, folder)
-    page = render(analysis, folder)
+    for old in (*folder.glob("*.png"), *folder.glob("*.svg"), *folder.glob("*.pdf"),
+                *folder.glob("tables/*")):  # fmt: skip
+        old.unlink()  # of methods that the study no longer has
+    found = looks([s.method for s in analysis.scores])
+    made = chapters(analysis, found, folder)
+    doubts = doubts_of(analysis, made)
+    tables = {stem: rows for one in made for stem, rows in one.part.tables.items()}
+    write_exports(analysis, tables, doubts, folder)
+    sentences = verdict(analysis)
+    write_documents(
+        analysis.study.name, analysis.study.created[:16], sentences, made, doubts, folder
+    )
     path = folder / "index.html"
-    _replace(path, page)
+    _replace(path, _page(analysis, found, made, doubts, folder, live))
     return path
+
+
+def render(analysis: Analysis, folder: Path, live: LiveState | None = None) -> str:
+    """Return the page as HTML; its figures are written into ``folder``."""
+    found = looks([s.method for s in analysis.scores])
+    made = chapters(analysis, found, folder)
+    return _page(analysis, found, made, doubts_of(analysis, made), folder, live)
+
+
+def doubts_of(analysis: Analysis, made: Sequence[Chapter]) -> list[Concern]:
+    """Concerns about the study and those of its chapters, serious ones first, each once."""
+    found = [*concerns(analysis), *(c for one in made for c in one.part.concerns)]
+    return sorted(dict.fromkeys(found), key=lambda concern: concern.level != "serious")
 
 
 def _replace(path: Path, text: str) -> None:
@@ -62,50 +85,74 @@ def _replace(path: Path, text: str) -> None:
     Path(name).replace(path)
 
 
-def render(analysis: Analysis, folder: Path) -> str:
-    """Return the page as HTML; figures are also written into ``folder``."""
-    found = looks([s.method for s in analysis.scores])
-    files = resources.files("alignlab.report")
-    read = {
-        name: (files / name).read_text(encoding="utf-8")
-        for name in ("page.html", "page.css", "page.js")
-    }
-    doubts = concerns(analysis)
-    serious = sum(c.level == "serious" for c in doubts)
+def _page(
+    analysis: Analysis,
+    found: dict[str, Look],
+    made: Sequence[Chapter],
+    doubts: Sequence[Concern],
+    folder: Path,
+    live: LiveState | None,
+) -> str:
     sentences = verdict(analysis)
-    empty = '<p class="quiet">Nothing to show yet.</p>'
-    some = bool(analysis.scores)
-    return Template(read["page.html"]).substitute(
-        title=escape(f"{analysis.study.name}: {sentences[0]}"),
+    script = "(() => {{{}}})();".format("".join(_file(name) for name in SCRIPTS))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return Template(_file("page.html")).substitute(
+        live=f'data-live="{REFRESH_SECONDS}"' if live else "",
+        title=escape(clean(f"{analysis.study.name}: {sentences[0]}")),
         version=escape(alignlab.__version__),
-        style=stylesheet(found) + read["page.css"],
-        script=read["page.js"],
+        hash=f"sha256-{digest}",
+        style=stylesheet(found) + _file("page.css"),
+        script=script,
         study=escape(analysis.study.name),
         created=escape(analysis.study.created.replace("T", " ")[:16]),
+        running=_running(live) if live else "",
         headline=_headline(sentences[0], analysis),
         verdict="".join(f'<p class="more">{_together(escape(s))}</p>' for s in sentences[1:]),
-        doubts=f"{serious} serious doubt{'s' * (serious != 1)}, {len(doubts) - serious} notes",
-        nav="".join(f'<a href="#{key}">{escape(name)}</a>' for key, name in SECTIONS.items()),
-        chips="".join(_chip(s, found[s.method.id]) for s in analysis.scores),
-        ranking=sections.ranking(analysis, found) if some else empty,
-        plane=_plane(analysis, found, folder) or empty,
-        rewards=_rewards(analysis, found, folder),
-        optimisation=sections.over_optimisation(analysis, found),
-        curves=_curves(analysis, found, folder) or empty,
-        cost=_cost(analysis, found, folder) or empty,
-        shared=sections.shared_cost(analysis),
-        wins=sections.wins(analysis, found) if some else empty,
-        samples_note=_samples_note(analysis),
-        samples=samples(analysis, found) if some else empty,
+        doubts=_count(doubts),
+        nav=_navigation(made),
+        filters=_filters(analysis, found),
+        chapters="".join(map(_chapter, made)) or '<p class="quiet">Nothing to show yet.</p>',
         concerns=sections.concern_list(doubts),
         provenance=provenance(analysis, folder),
+        files=_files(folder),
     )
+
+
+def _file(name: str) -> str:
+    return (resources.files("alignlab.report") / name).read_text(encoding="utf-8")
+
+
+def _running(live: LiveState) -> str:
+    failed = f", {live.failed} failed" if live.failed else ""
+    return (
+        f'<span class="running" role="status">study is running: {live.done} of {live.total} '
+        f"stages done, {live.running} at work{failed}</span>"
+    )
+
+
+def _count(doubts: Sequence[Concern]) -> str:
+    serious = sum(c.level == "serious" for c in doubts)
+    notes = len(doubts) - serious
+    return (
+        f"{serious} serious doubt{'s' * (serious != 1)}, {notes} note{'s' * (notes != 1)} on "
+        "this comparison"
+    )
+
+
+def _navigation(made: Sequence[Chapter]) -> str:
+    titles = {one.id: one.title for one in made} | {"doubts": "Doubts", "provenance": "Provenance"}
+    return "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title in titles.items())
+
+
+def _chapter(one: Chapter) -> str:
+    lead = f'<p class="lead">{one.lead}</p>' if one.lead else ""
+    return f'<section id="{one.id}"><h2>{escape(one.title)}</h2>\n{lead}\n{one.part.html}</section>'
 
 
 def _together(text: str) -> str:
     """Keep an interval, its number and ``p = …`` on one line."""
     space = "\u00a0"
-    text = re.sub(r" ?\[([^\]]*)\]", lambda m: m[0].replace(" ", space), text)
+    text = re.sub(r" ?\[([^\]]*)\]", lambda m: m[0].replace(" ", space), clean(text))
     return re.sub(r"\bp (=|&lt;) ", rf"p{space}\1{space}", text)
 
 
@@ -117,6 +164,25 @@ def _headline(sentence: str, analysis: Analysis) -> str:
     return text.replace(name, f"<strong>{name}</strong>", 1)
 
 
+def _filters(analysis: Analysis, found: dict[str, Look]) -> str:
+    """Chips for the methods, and a choice of training seed."""
+    count = len(analysis.scores)
+    chips = "".join(_chip(s, found[s.method.id]) for s in analysis.scores)
+    group = f'<div class="chips" role="group" aria-label="Show or hide methods">{chips}</div>'
+    if count > FEW_METHODS:
+        group = (
+            f'<details class="many"><summary>Methods <span class="quiet" id="count">{count} of '
+            f"{count} shown</span></summary>{group}</details>"
+        )
+    seeds = "".join(f'<option value="{s}">seed {s}</option>' for s in analysis.seeds)
+    hidden = " hidden" if len(analysis.seeds) < 2 else ""
+    return (
+        f'{group}<button type="button" id="all" hidden>Show all</button>'
+        f'<label class="seed"{hidden}><span class="sr">Training seed</span><select id="seed">'
+        f'<option value="">all seeds</option>{seeds}</select></label>'
+    )
+
+
 def _chip(score: Score, look: Look) -> str:
     method = score.method
     return (
@@ -125,79 +191,11 @@ def _chip(score: Score, look: Look) -> str:
     )
 
 
-def _samples_note(analysis: Analysis) -> str:
-    count = min(SHOWN_PROMPTS, analysis.prompts)
-    return (
-        f"The first completion of every method for {count} of {analysis.prompts} held-out prompts, "
-        "chosen by a hash of their ids. All of them are in samples.csv. Arrow keys move on."
-    )
-
-
-def _figure(svg: str, kind: str = "main", caption: str = "") -> str:
-    title = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f'<figure class="{kind}">{title}{svg}</figure>'
-
-
-def _drawn(
-    figure: Figure | None,
-    name: str,
-    description: str,
-    found: Mapping[str, Look],
-    folder: Path,
-    titles: Mapping[str, str] | None = None,
-) -> str:
-    if figure is None:
-        return ""
-    return inline(save(figure, folder, name), name, description, found, titles)
-
-
-def _plane(analysis: Analysis, found: Mapping[str, Look], folder: Path) -> str:
-    digits = gold_digits(analysis)
-    titles = {}
-    for score in analysis.scores:
-        gold = score.metrics["gold"]
-        text = f"{score.method.label}: gold {plain(gold.value, digits)} {between(gold, digits)}"
-        titles[score.method.id] = f"{text}, KL {plain(score.value('kl'), 2)} nats"
-    description = "Gold reward against KL to the reference, one point per method. " + "; ".join(
-        titles.values()
-    )
-    svg = _drawn(figures.frontier(analysis, found), "frontier", description, found, folder, titles)
-    return _figure(svg) if svg else ""
-
-
-def _rewards(analysis: Analysis, found: Mapping[str, Look], folder: Path) -> str:
-    text = "Gold, audit and proxy reward of every method; the numbers are in the ranking table"
-    svg = _drawn(figures.rewards(analysis, found), "rewards", text, found, folder)
-    return _figure(svg) if svg else ""
-
-
-def _cost(analysis: Analysis, found: Mapping[str, Look], folder: Path) -> str:
-    text = (
-        "Seconds, tokens and FLOPs of each method's own stage; the numbers are in the ranking table"
-    )
-    svg = _drawn(figures.cost(analysis, found), "cost", text, found, folder)
-    return _figure(svg) if svg else ""
-
-
-def _curves(analysis: Analysis, found: Mapping[str, Look], folder: Path) -> str:
-    """One small figure per trained method, then the shared stages in grey."""
-    parts = []
-    grey = Look(*CONTROLS["baseline"], "o")
-    drawn = {**found, "shared": grey}
-    plans = []
-    for score in analysis.trained:
-        runs = {s: r for s, r in score.method.policies.items() if r is not None}
-        plans.append((score.method.id, score.method.label, runs, found[score.method.id]))
-    for index, (title, folders) in enumerate(shared_stages(analysis.study).items()):
-        plans.append((f"shared-{index}", title, dict(enumerate(folders)), grey))
-    for key, title, runs, look in plans:
-        curves = read_curves(title, runs)
-        if curves is None:
-            continue
-        name = f"curve-{key}"
-        description = f"Training curves of {title}: {', '.join(curves.panels)}"
-        svg = _drawn(figures.curve(curves, look), name, description, drawn, folder)
-        caption = f"{swatch(look)}{escape(title)}"
-        hide = f' data-m="{key}"' if key in found else ""
-        parts.append(_figure(svg, "small", caption).replace("<figure", f"<figure{hide}", 1))
-    return f'<div class="grid">{"".join(parts)}</div>' if parts else ""
+def _files(folder: Path) -> str:
+    """Links to the tables and documents that stand beside the page."""
+    names = [*sorted(p.name for p in folder.glob("*.csv")), "report.md", "report.tex"]
+    links = [f'<a href="{name}">{name}</a>' for name in names if (folder / name).is_file()]
+    stems = sorted({p.stem for p in folder.glob("tables/*.csv")})
+    if stems:
+        links.append(f'<a href="tables/">tables/</a> ({", ".join(stems)})')
+    return ", ".join(links)

@@ -23,6 +23,7 @@ PLACES = (
 )  # fmt: skip
 
 
+CROWD = 16  # points from which a name that finds no free place is left out
 LEADER = {"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkB": 5}
 
 
@@ -34,8 +35,9 @@ def place_labels(
 ) -> None:
     """Annotate ``points`` (data units) with ``labels`` (method id → text).
 
-    Each label takes the first free place around its point, else the least bad one. ``bars`` are
-    lines (x0, y0, x1, y1) that should stay free too.
+    Each label takes the first free place around its point, else the least bad one; among more
+    than `CROWD` points it is left out then. ``bars`` are lines (x0, y0, x1, y1) that should stay
+    free too.
     """
     figure = ax.figure
     canvas = FigureCanvasAgg(figure.figure)
@@ -65,9 +67,12 @@ def place_labels(
             if badness < least:
                 if best is not None:
                     best.remove()
-                best, least, kept = text, badness, box
+                best, least, kept, clear = text, badness, box, hits < 1 and not outside
             else:
                 text.remove()
             if hits == 0 and not outside:
                 break
-        taken.append(kept)
+        if len(labels) > CROWD and best is not None and not clear:
+            best.remove()  # pointing at the mark still tells its name
+        else:
+            taken.append(kept)

@@ -12,12 +12,15 @@ from alignlab.report.elements import (
     cell,
     column_digits,
     heading,
+    method_link,
     name_cell,
     table,
     whisker,
     with_interval,
 )
+from alignlab.report.figures import leading
 from alignlab.report.folders import RunFolder
+from alignlab.report.statistics import Interval
 from alignlab.report.style import swatch
 from alignlab.report.table import COSTS, TRAINING_KINDS, shared_stages
 from alignlab.report.verdict import (
@@ -29,6 +32,7 @@ from alignlab.report.verdict import (
     seconds_text,
 )
 
+MATRIX = 20  # methods in the table of wins; differences.csv has all
 RANKING = (
     ("Method", "", "name"),
     ("Gold reward", "mean over prompts and seeds, 95 % interval; dashed: SFT", "wide"),
@@ -51,19 +55,32 @@ RANKING = (
 
 
 def ranking(analysis: Analysis, looks: Looks) -> str:
-    """Table of all methods, best gold first."""
+    """Table of all methods, best gold first; of a sweep the compared settings, the rest folded."""
+    if analysis.equal_kl is None:
+        return _ranked(analysis, analysis.scores, looks, "All methods, best gold reward first")
+    kl = f"{analysis.equal_kl:.2g}"
+    caption = f"One setting per method, compared near a KL of {kl} nats, best gold reward first"
+    whole = _ranked(analysis, analysis.scores, looks, "All settings, best gold reward first")
+    return (
+        f"{_ranked(analysis, analysis.compared, looks, caption)}<details class="
+        f'"unfold" id="settings"><summary>All {len(analysis.scores)} settings of the sweep'
+        f"</summary>{whole}</details>"
+    )
+
+
+def _ranked(analysis: Analysis, scores: Sequence[Score], looks: Looks, caption: str) -> str:
     digits = gold_digits(analysis)
-    golds = [s.metrics["gold"] for s in analysis.scores]
+    golds = [s.metrics["gold"] for s in scores]
     span = (min(g.low for g in golds), max(g.high for g in golds))
     zero = analysis.baseline.value("gold") if analysis.baseline else None
     rows = []
-    places = {m: column_digits(s.metrics.get(m) for s in analysis.scores) for m in PROPERTIES}
-    for score in analysis.scores:
+    places = {m: column_digits(s.metrics.get(m) for s in scores) for m in PROPERTIES}
+    for score in scores:
         gold = score.metrics["gold"]
         picture = whisker(gold, span, looks[score.method.id], zero)
         rows.append(
             f'<tr data-m="{score.method.id}">{name_cell(score, looks)}'
-            + cell(f"{picture}<span>{with_interval(gold, digits)}</span>", gold.value, "wide")
+            + cell(f"{picture}<span>{_linked(score, gold, digits)}</span>", gold.value, "wide")
             + _compared(score, digits)
             + _properties(score, places)
             + _costs(score)
@@ -72,14 +89,20 @@ def ranking(analysis: Analysis, looks: Looks) -> str:
     head = "".join(
         heading(text.format(base=escape(analysis.base_name)), *rest) for text, *rest in RANKING
     )
-    return table(head, rows, "sortable ranking", "All methods, best gold reward first")
+    return table(head, rows, "sortable ranking", caption)
+
+
+def _linked(score: Score, found: Interval | None, digits: int, *, sign: bool = False) -> str:
+    """A number that leads to the runs it is a mean over."""
+    text = with_interval(found, digits, sign=sign)
+    return method_link(score.method.id, text) if found is not None else text
 
 
 def _compared(score: Score, digits: int) -> str:
     over = score.over_sft.get("gold")
     rank = "–".join(str(r) for r in dict.fromkeys(score.ranks))
     return (
-        cell(with_interval(over, digits, sign=True), over.value if over else None)
+        cell(_linked(score, over, digits, sign=True), over.value if over else None)
         + cell(p_text(score.p_over_sft).replace("<", "&lt;"), score.p_over_sft)
         + cell(rank, score.ranks[0])
     )
@@ -101,7 +124,7 @@ def _properties(score: Score, places: Mapping[str, int]) -> str:
         elif metric in ("distinct_2", "repetition", "reference_nll") and found:
             text = plain(found.value, 2)
         else:
-            text = with_interval(found, places[metric])
+            text = _linked(score, found, places[metric])
         cells.append(cell(text, score.value(metric)))
     return "".join(cells)
 
@@ -126,12 +149,13 @@ def over_optimisation(analysis: Analysis, looks: Looks) -> str:
     """Who moves gold, and does the audit reward, which no stage sees, move with it."""
     rows = []
     rewards = ("gold", "audit", "proxy")
-    places = {k: column_digits(s.over_sft.get(k) for s in analysis.scores) for k in rewards}
-    for score in analysis.scores:
+    shown = leading(analysis)
+    places = {k: column_digits(s.over_sft.get(k) for s in shown) for k in rewards}
+    for score in shown:
         if not score.over_sft:
             continue
         cells = "".join(
-            cell(with_interval(found, places[k], sign=True), found.value if found else None)
+            cell(_linked(score, found, places[k], sign=True), found.value if found else None)
             for k, found in ((k, score.over_sft.get(k)) for k in rewards)
         )
         rows.append(
@@ -163,7 +187,7 @@ def _reading(score: Score) -> str:
 
 def wins(analysis: Analysis, looks: Looks) -> str:
     """How often the row's method scores above the column's on the same prompt and seed."""
-    scores = analysis.scores
+    scores = analysis.compared[:MATRIX]
     head = heading("Row beats column", sortable=False) + "".join(
         f'<th scope="col" data-m="{s.method.id}" class="short">{swatch(looks[s.method.id])}'
         f"<span>{escape(s.method.label)}</span></th>"

@@ -39,7 +39,16 @@ class Look:
 
 
 def looks(methods: Sequence[Method]) -> dict[str, Look]:
-    """Give each method id a look: its family's own one, else the next that nobody has."""
+    """Give each method id a look, the same to all points of one sweep."""
+    first: dict[str, Method] = {}
+    for method in methods:
+        first.setdefault(method.family or method.id, method)
+    found = _looks(list(first.values()))
+    return {m.id: found[first[m.family or m.id].id] for m in methods}
+
+
+def _looks(methods: Sequence[Method]) -> dict[str, Look]:
+    """Looks by method id: a known name has its own one, others the next that nobody has."""
     found: dict[str, Look] = {}
     taken: set[int] = set()
     waiting: list[Method] = []
@@ -68,11 +77,10 @@ def _family(method: Method) -> int | None:
 
 
 def stylesheet(found: dict[str, Look]) -> str:
-    """CSS variables of the colours for light and dark pages."""
+    """CSS variables of the colours, each with its value for a light and for a dark page."""
     unique = {look.variable: look for look in found.values()}
-    light = "".join(f"{name}:{look.colour};" for name, look in unique.items())
-    dark = "".join(f"{name}:{look.dark};" for name, look in unique.items())
-    return f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+    rules = "".join(f"{n}:light-dark({k.colour},{k.dark});" for n, k in unique.items())
+    return f":root{{{rules}}}"
 
 
 SHAPES = {

@@ -21,7 +21,11 @@ from alignlab.report.verdict import (
 
 def text_summary(study: str, store: Places) -> str:
     """Return the verdict, one line per method and the serious doubts of ``study`` as plain text."""
-    analysis = analyse(read_study(study, store))
+    return summary_of(analyse(read_study(study, store)))
+
+
+def summary_of(analysis: Analysis) -> str:
+    """Return the verdict, one line per compared method and the serious doubts as plain text."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 110)
     lines = [textwrap.fill(" ".join(verdict(analysis)), width), ""]
     if analysis.scores:
@@ -40,7 +44,7 @@ def text_summary(study: str, store: Places) -> str:
 def _table(analysis: Analysis) -> list[str]:
     digits = gold_digits(analysis)
     head = ["method", "gold", "", "over SFT", "p (Holm)", "audit", "proxy", "KL", "tokens", "time"]
-    rows = [head, *(_row(score, digits) for score in analysis.scores)]
+    rows = [head, *(_row(score, digits) for score in analysis.compared)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
         "  ".join(

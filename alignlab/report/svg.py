@@ -1,4 +1,4 @@
-"""A matplotlib figure as PNG and SVG files, and as SVG that lives inside the page.
+"""A matplotlib figure as PNG, SVG and PDF files, and as SVG that lives inside the page.
 
 The inline SVG has no XML header and no namespace address, its ids carry the figure's name, and its
 colours are the page's CSS variables, so that it follows light and dark.
@@ -14,19 +14,59 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf, PdfPages
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from alignlab.report.style import INK, LINE, MUTED, PAPER, Look
 
 THEME = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--paper"}
+UNDATED = {"CreationDate": None, "Creator": None, "Producer": None}
 
 
-def save(figure: Figure, folder: Path, name: str) -> str:
-    """Write ``name.png`` (160 dpi) and ``name.svg``, both on white, and return the SVG's text."""
+def picture(
+    figure: Figure | None,
+    name: str,
+    description: str,
+    looks: Mapping[str, Look],
+    folder: Path,
+    *,
+    titles: Mapping[str, str] | None = None,
+    kind: str = "main",
+    caption: str = "",
+    method: str = "",
+    pages: PdfPages | None = None,
+) -> str:
+    """Write a figure's files into ``folder`` and return it as a ``<figure>``; "" for no figure.
+
+    ``caption`` is HTML; ``method`` is the id of the method that the whole figure belongs to, and
+    that hides it.
+    """
+    if figure is None:
+        return ""
+    drawing = inline(save(figure, folder, name, pages), name, description, looks, titles)
+    owner = f' data-m="{html.escape(method, quote=True)}"' if method else ""
+    title = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f'<figure class="{kind}" data-figure="{name}"{owner}>{title}{drawing}</figure>'
+
+
+def save(figure: Figure, folder: Path, name: str, pages: PdfPages | None = None) -> str:
+    """Write ``name.png`` (160 dpi), ``.svg`` and ``.pdf`` on white; return the SVG's text.
+
+    The PDF embeds its fonts as TrueType (type 42), which journals ask for. That takes longer than
+    all the rest, so many small figures may share the ``pages`` of one. No file holds a date: the
+    same runs give the same bytes.
+    """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once; drawing again must not move anything
     FigureCanvasAgg(figure).print_figure(folder / f"{name}.png", dpi=160, facecolor=PAPER)
+    with rc_context({"pdf.fonttype": 42}):
+        if pages is not None:
+            pages.savefig(figure, facecolor=PAPER)
+        else:
+            FigureCanvasPdf(figure).print_figure(
+                folder / f"{name}.pdf", facecolor=PAPER, metadata=UNDATED
+            )
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
@@ -46,8 +86,9 @@ def inline(
 ) -> str:
     """Return the text of an SVG file as an ``<svg>`` element for an HTML page.
 
-    An artist whose gid is ``m:METHOD:…`` becomes a group that the page can hide with its method;
-    ``titles`` gives the text that a reader sees when pointing at ``m:METHOD:point``.
+    An artist whose gid is ``m:METHOD:…`` becomes a group that the page can hide with its method,
+    and one whose gid is ``m:METHOD:s3`` belongs to training seed 3 as well (``m::s3``: to the seed
+    only). ``titles`` gives the text that a reader sees when pointing at ``m:METHOD:point``.
     """
     text = svg[svg.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
@@ -58,10 +99,14 @@ def inline(
     for method, title in (titles or {}).items():
         point = f'<g id="m:{method}:point">'
         text = text.replace(point, f"{point}<title>{html.escape(title)}</title>")
+    text = re.sub(r'<g id="m::s(-?\d+)">', r'<g data-s="\1">', text)
+    text = re.sub(r'<g id="m:([^":]+):s(-?\d+)">', r'<g data-m="\1" data-s="\2">', text)
     text = re.sub(r'<g id="m:([^":]+):[^"]*">', r'<g data-m="\1">', text)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = re.sub(r'\b(d|x|y)="[^"]*"', _rounded, text)
+    text = re.sub(r"\n\s*", "\n", text)
     colours = dict(THEME)
     colours |= {look.colour: look.variable for look in looks.values()}
     for colour, variable in colours.items():
@@ -70,3 +115,8 @@ def inline(
     return re.sub(
         r"<svg[^>]*viewBox", f'<svg role="img" aria-label="{label}" viewBox', text, count=1
     )
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    """Coordinates to a hundredth of a pixel: half the bytes of a long curve."""
+    return re.sub(r"(-?\d+\.\d\d)\d+", r"\1", attribute[0])

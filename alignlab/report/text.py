@@ -7,17 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alignlab.data.quality import measures
+from alignlab.evaluation.text import repetition
+
+__all__ = ["Distinct", "distinct", "mean_distinct", "ngrams", "repetition"]
+
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     """All n-grams of the lower-cased words of ``text``."""
-    words = text.lower().split()
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-
-def repetition(text: str, n: int = 3) -> float:
-    """Share of the text's n-grams that are a repeat of an earlier one; 0 when it has none."""
-    grams = ngrams(text, n)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    return measures.ngrams(text.lower().split(), n)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from alignlab.report.analysis import LEVEL, Analysis, Pair, Score, hacks_gold
 from alignlab.report.statistics import Interval
 
 MINUS = "−"
+NAMED = 5  # methods that a sentence lists
 
 
 def digits_for(error: float) -> int:
@@ -90,6 +91,12 @@ def verdict(analysis: Analysis) -> list[str]:
             "Caution: the audit reward, which no stage sees, does not rise with "
             f"{best.method.label}; its gain may be an exploit of the gold reward."
         )
+    if best.method.failed:
+        tried = len(best.method.seeds) + len(best.method.failed)
+        sentences.append(
+            f"Caution: {len(best.method.failed)} of {tried} seeds of {best.method.label} failed; "
+            "its numbers are conditional on the seeds that finished."
+        )
     sentences += _controls(analysis, digits)
     if analysis.detectable is not None:
         sentences.append(
@@ -102,7 +109,12 @@ def verdict(analysis: Analysis) -> list[str]:
 def _headline(analysis: Analysis, best: Score, digits: int) -> str:
     gold, over = best.metrics["gold"], best.over_sft.get("gold")
     equal = [s.method.label for s in analysis.trained if s.value("gold") == gold.value]
-    claim = f"{best.method.label} has the highest gold reward of the trained methods"
+    among = "the trained methods"
+    if analysis.equal_kl is not None:  # of a sweep, one setting per family
+        among = f"the settings compared near a KL of {analysis.equal_kl:.2g} nats"
+        if all(score.method.selection for score in analysis.trained):
+            among = "the tuned methods"
+    claim = f"{best.method.label} has the highest gold reward of {among}"
     if len(equal) > 1:
         claim = (
             f"{', '.join(equal[:-1])} and {equal[-1]} have exactly the same, highest gold reward"
@@ -169,12 +181,14 @@ def _equals(p: str) -> str:
 
 
 def _listing(names: list[str]) -> str:
+    if len(names) > NAMED + 1:
+        return f"{', '.join(names[:NAMED])} or {len(names) - NAMED} others"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _controls(analysis: Analysis, digits: int) -> list[str]:
     text = []
-    for score in analysis.scores:
+    for score in analysis.compared:
         if score.method.best_of > 1:
             gold = score.metrics["gold"]
             reached = f"{plain(gold.value, digits)} {between(gold, digits)}"
