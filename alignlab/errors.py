@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class AlignlabError(Exception):
@@ -28,6 +29,10 @@ class TrainingError(AlignlabError):
     """A run that stopped itself, for example at a loss that is not finite."""
 
 
+class DivergenceError(TrainingError):
+    """Training that left the numbers: a loss, a gradient or a log-probability is not finite."""
+
+
 class Interrupted(AlignlabError):
     """A run that was asked to stop (SIGINT, SIGTERM) and saved a checkpoint first."""
 
@@ -40,3 +45,15 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest candidate, or an empty string."""
     near = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+@contextmanager
+def located(path: str) -> Iterator[None]:
+    """Put ``path`` before the message of a refusal raised inside, unless it is in it."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        if path in str(error):
+            raise
+        kind = DataError if isinstance(error, DataError) else ConfigError
+        raise kind(f"{path}: {error}") from None

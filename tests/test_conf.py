@@ -102,6 +102,15 @@ def test_a_wrong_value_is_refused_with_its_key(override: str, message: str, tmp_
         plan(tmp_path, "experiment=smoke", override)
 
 
+@pytest.mark.parametrize(
+    ("override", "near"),
+    [("experiment=smok", "smoke"), ("search=defalt", "default"), ("pipeline=compar", "compare")],
+)
+def test_a_misspelt_choice_is_refused(override: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"Did you mean '{near}'"):
+        compose([override])
+
+
 def test_every_value_has_a_comment_in_stage_yamls() -> None:
     for path in (CONF / "stage").glob("*.yaml"):
         lines = path.read_text().splitlines()

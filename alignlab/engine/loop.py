@@ -23,7 +23,7 @@ from alignlab.engine.progress import Progress
 from alignlab.engine.state import TrainState
 from alignlab.engine.stopping import EarlyStopping, StopSignals
 from alignlab.engine.work import Evaluate, Micro, TrainResult, Work
-from alignlab.errors import ConfigError, Interrupted, TrainingError
+from alignlab.errors import ConfigError, DivergenceError, Interrupted
 
 if TYPE_CHECKING:
     from alignlab.models.backbone import Backbone
@@ -54,7 +54,7 @@ def train(
     Raises:
         ConfigError: early stopping without evaluations, or on a metric they do not give.
         Interrupted: SIGTERM, SIGINT or SIGUSR1 came; a checkpoint of the last step is saved.
-        TrainingError: a loss or a gradient is not finite.
+        DivergenceError: a loss or a gradient is not finite.
     """
     if early_stopping and not (evaluate and evaluate_every):
         raise ConfigError("early_stopping needs evaluations: set evaluate_every above 0.")
@@ -62,6 +62,7 @@ def train(
     checkpoint.seed_all(seed, workers.rank)
     state = TrainState(work, backbone, views, optimizer, early_stopping, workers)
     first = state.resume(run) + 1
+    run.update_record(steps=steps)  # how far there is to go, for who watches
     saved = time.monotonic()
     name = run.path.name
     shown = engine.progress and workers.is_main
@@ -128,7 +129,7 @@ def _not_finite(
     micros: Sequence[Micro],
     metrics: Metrics,
     values: Sequence[float],
-) -> TrainingError:
+) -> DivergenceError:
     """Log what is known up to here, and name the micro-batch to look at."""
     last = state.log(run, {}) if state.step > state.logged else state.last_line
     state.step, state.metrics = step, metrics
@@ -140,7 +141,7 @@ def _not_finite(
     else:
         labels = [x for part in state.workers.gather([m.label for m in micros]) for x in part]
         what = f"The gradient norm is {values[0]} (micro-batches {', '.join(labels)})"
-    return TrainingError(
+    return DivergenceError(
         f"{what} at step {step}; the weights are still those of step {step - 1}. "
         f"Last metrics: {_listed(last) or 'none yet'}. Try a lower learning rate or a longer "
         "warm-up, and look at that batch."

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab import typed
-from alignlab.errors import ConfigError, Interrupted, TrainingError
+from alignlab.errors import ConfigError, DataError, DivergenceError, Interrupted, TrainingError
 from alignlab.files import write_atomically
 from alignlab.launch.task import Outcome, Task
 from alignlab.plan import build_stage
 from alignlab.run import Run, Store
+from alignlab.stages.stage import role_of
 
 if TYPE_CHECKING:
     from alignlab.stages.stage import Stage
@@ -53,20 +54,23 @@ def execute(task: Task, note: Callable[[str], None]) -> Outcome:
         store = Store(Path(task.place.store))
         os.environ["ALIGNLAB_RUNS"] = str(store.root)  # where trained rewards keep their cache
         run = store.run(task.kind, task.key)
-        inputs = {role: _finished(store, name) for role, name in task.parents.items()}
+        stage = build_stage(task.config, f"stages.{task.name}")
+        inputs = {
+            role: _input(store, name, unfinished=stage.roles[role_of(role)].tolerant)
+            for role, name in task.parents.items()
+        }
         with run.claim(note):
             if run.done:
                 return Outcome(run.name, task.name, "cached")
-            stage = build_stage(task.config, f"stages.{task.name}")
             began = time.monotonic()
             _work(task, stage, inputs, run)
             run.finish()
     return Outcome(run.name, task.name, "done", time.monotonic() - began)
 
 
-def _finished(store: Store, name: str) -> Run:
+def _input(store: Store, name: str, *, unfinished: bool) -> Run:
     run = store.run(*name.split("-", 1))
-    if not run.done:
+    if not run.done and not unfinished:
         raise TrainingError(f"the input {name} is not finished, so it cannot be read.")
     return run
 
@@ -81,8 +85,9 @@ def _work(task: Task, stage: Stage, inputs: dict[str, Run], run: Run) -> None:
     began = time.monotonic()
     run.path.mkdir(parents=True, exist_ok=True)
     write_atomically(run.path / "config.json", task.config)
-    now = {"engine": dict(task.place.engine), "tracking": dict(task.place.tracking), "error": None}
-    run.update_record(**{**_opening(task, stage), **earlier, **now})
+    now = {"engine": dict(task.place.engine), "tracking": dict(task.place.tracking)}
+    fresh = {"error": None, "error_kind": None}
+    run.update_record(**{**_opening(task, stage), **earlier, **now, **fresh})
     _reset_watermark()
     try:
         with _tracked(task, run):
@@ -91,7 +96,8 @@ def _work(task: Task, stage: Stage, inputs: dict[str, Run], run: Run) -> None:
     except BaseException as error:
         stopped = isinstance(error, Interrupted)  # as asked: no error of the stage
         reason = None if stopped else str(error) or type(error).__name__
-        run.update_record(**_measured(run, spent, began), error=reason)
+        kind = None if stopped else error_kind(error)
+        run.update_record(**_measured(run, spent, began), error=reason, error_kind=kind)
         raise
     finally:
         gc.collect()  # a worker goes on to the next stage: models in cycles must not stay
@@ -177,9 +183,16 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def error_kind(error: BaseException) -> str:
+    """What became of a stage: it diverged, what it was given was refused, or it failed."""
+    if isinstance(error, DivergenceError):
+        return "diverged"
+    return "refused" if isinstance(error, (ConfigError, DataError)) else "failed"
+
+
 def failure(task: Task, error: Exception, seconds: float) -> Outcome:
     """Describe an error that a stage raised, as the outcome of its node."""
     known = hasattr(error, "exit_code")
     reason = str(error) if known else f"{type(error).__name__}: {error}"
     code = 2 if isinstance(error, ConfigError) else int(getattr(error, "exit_code", 1))
-    return Outcome(task.run, task.name, "failed", seconds, reason, code)
+    return Outcome(task.run, task.name, "failed", seconds, reason, code, error_kind(error))

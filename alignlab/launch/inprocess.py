@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,11 +57,4 @@ def attempt(task: Task, logs: Path, note: Callable[[str], None]) -> Outcome:
         log = logs / f"{task.run}.error.log"
         log.write_text(traceback.format_exc(), encoding="utf-8")
         outcome = failure(task, error, time.monotonic() - began)
-        return Outcome(
-            outcome.run,
-            outcome.name,
-            "failed",
-            outcome.seconds,
-            f"{outcome.reason} (traceback: {log})",
-            1,
-        )
+        return replace(outcome, reason=f"{outcome.reason} (traceback: {log})", exit_code=1)

@@ -13,7 +13,7 @@ from alignlab import typed
 if TYPE_CHECKING:
     from alignlab.plan import Node
 
-Status = Literal["cached", "done", "failed", "blocked"]
+Status = Literal["cached", "done", "failed", "blocked", "counted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,7 @@ class Outcome:
     seconds: float = 0.0
     reason: str = ""
     exit_code: int = field(default=0)
+    error_kind: str = ""  # of a failed stage: diverged, refused or failed
 
 
 def usable_cores() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignlab.errors import DataError, TrainingError
+from alignlab.errors import DataError, DivergenceError
 from alignlab.models.lean import lean_adapters
 from alignlab.rollout.sampling import Sampling
 from alignlab.rollout.slots import decode_slots, fits_slots
@@ -65,7 +65,7 @@ def sample(
 
     Raises:
         DataError: an empty prompt, or one that leaves no room for the completion.
-        TrainingError: log-probabilities that are not finite.
+        DivergenceError: log-probabilities that are not finite.
     """
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}.")
@@ -83,7 +83,7 @@ def _samples(drawn: Drawn) -> Samples:
     lengths = drawn.length.tolist()
     for row, size in enumerate(lengths):
         if not np.isfinite(values[row, :size]).all():
-            raise TrainingError(
+            raise DivergenceError(
                 "Sampling gave log-probabilities that are not finite: the policy's logits are "
                 "broken. Look for a loss that blew up, or sample in float32."
             )

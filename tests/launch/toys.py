@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from alignlab import spec
 from alignlab.engine.distributed import Engine
-from alignlab.errors import ConfigError, Interrupted, TrainingError
+from alignlab.errors import ConfigError, DivergenceError, Interrupted, TrainingError
 from alignlab.run import Run
 from alignlab.stages.stage import Role, Stage
 
@@ -40,11 +40,12 @@ class Toy(Stage):
     roles: ClassVar[Mapping[str, Role]] = {
         "left": Role(("toy",), optional=True),
         "right": Role(("toy",), optional=True),
+        "any": Role(("toy",), optional=True, many=True, tolerant=True),
     }
     value: int
     steps: int = 1
     pause: float = 0.0
-    end: Literal["well", "mistake", "trouble", "bug", "death"] = "well"
+    end: Literal["well", "mistake", "trouble", "bug", "death", "divergence"] = "well"
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         state = run.state_dir / "step.json"
@@ -61,7 +62,7 @@ class Toy(Stage):
                 raise
             run.log(step, {"loss": 1.0 / step})
         self._end()
-        total = self.value + sum(int(i.summary()["total"]) for i in inputs.values())
+        total = self.value + sum(int(i.summary()["total"]) for i in inputs.values() if i.done)
         run.model_dir.mkdir(exist_ok=True)
         (run.model_dir / "total").write_text(str(total))
         run.update_record(
@@ -76,6 +77,8 @@ class Toy(Stage):
             raise ConfigError("this toy cannot be had.")
         if self.end == "trouble":
             raise TrainingError("the toy is broken.")
+        if self.end == "divergence":
+            raise DivergenceError("the loss is not finite.")
         if self.end == "bug":
             raise ZeroDivisionError("a bug")
         if self.end == "death":
@@ -90,6 +93,7 @@ def locate(target: Any, path: str) -> Any:
 def toy(value: int, seed: int = 0, **given: Any) -> dict[str, Any]:
     """Write the configuration of a toy."""
     inputs = {role: given.pop(role) for role in ("left", "right") if role in given}
+    inputs |= {f"any/{i}": name for i, name in enumerate(given.pop("any", ()), start=1)}
     return {"_target_": "toys.Toy", "seed": seed, "inputs": inputs, "value": value, **given}
 
 

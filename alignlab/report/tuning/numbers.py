@@ -103,10 +103,13 @@ class Tuning:
         """
         pairs = [(self.chosen[s].value, test) for s, test in self.tested.items()]
         gaps = np.asarray([valid - test for valid, test in pairs if math.isfinite(test)])
-        if gaps.size < 2:  # of one seed nothing says how far it would scatter
-            return Interval(*[float(gaps[0])] * 3, 0.0) if gaps.size else None
+        if gaps.size == 0:
+            return None
+        value = float(gaps.mean())
+        if gaps.size == 1:  # nothing says how far another seed would be from it
+            return Interval(value, value, value, 0.0)
         picks = np.random.default_rng(0).integers(gaps.size, size=(DRAWS, gaps.size))
-        return summarise(float(gaps.mean()), gaps[picks].mean(axis=1), seeds=gaps.size)
+        return summarise(value, gaps[picks].mean(axis=1), seeds=gaps.size)
 
 
 def tunings(analysis: Analysis) -> list[Tuning]:
