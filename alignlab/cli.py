@@ -31,6 +31,17 @@ it found errors, and with 2 if the configuration is refused or no format reads t
 share on a finding counts is set by the `gate` group: gate.tokens_truncated.error=0.5.
 """
 
+REPRODUCE_EPILOG = """\
+A study's folder (studies/NAME, or a copy of it) suffices: its record.json says everything.
+
+  alignlab reproduce compare-3fa2c1 --check            versions, code, hardware, data: what differs?
+  alignlab reproduce copied/compare-3fa2c1             run it here, into a store of its own
+  alignlab reproduce copied/mine --data /data/pairs.jsonl=pairs.jsonl
+
+It exits with 0 if the numbers agree within the noise of the seeds (--check: if nothing differs),
+with 1 if not, and with 2 if the study cannot be run here.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a user's mistake is one message, no traceback."""
@@ -83,6 +94,11 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     report.add_argument("study", help="its name, as `alignlab run` printed it")
     report.add_argument("--open", action="store_true", help="open the page in a browser")
+    report.add_argument("--wandb", action="store_true", help="log it to Weights & Biases as well")
+    watch = command("watch", "a study in the terminal while it runs", _watch)
+    watch.add_argument("study", nargs="?", help="its name (default: the newest one)")
+    watch.add_argument("--once", action="store_true", help="show it as it is now, as plain lines")
+    watch.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds (default 1)")
     _data_command(
         command("data", "look at data before training: check it, or see its tokens", _data)
     )
@@ -94,8 +110,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     runs.add_argument("run", nargs="?", help="for show: name or key of a run, or its beginning")
     runs.add_argument("--yes", action="store_true", help="gc, prune: delete what is listed")
-    reproduce = command("reproduce", "the same run again from its record; say what differs", _again)
-    reproduce.add_argument("run", help="name or key of a run, or its beginning")
+    _reproduce_command(
+        command("reproduce", "a run or study again from its record; do the numbers agree?", _again)
+    )
     export = command("export", "an ordinary Hugging Face folder of a run's model", _export)
     export.add_argument("run", help="name or key of a run, or its beginning")
     export.add_argument("--to", required=True, metavar="DIR", help="a new or empty folder")
@@ -133,6 +150,23 @@ def _data_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ids", action="store_true", help="preview: show token ids too")
 
 
+def _reproduce_command(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = REPRODUCE_EPILOG
+    parser.add_argument("what", metavar="RUN|STUDY|FOLDER", help="its name, or a study's folder")
+    parser.add_argument("--check", action="store_true", help="say what differs here; run nothing")
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="a file or folder of the study, and where it is here; may be given several times",
+    )
+    parser.add_argument(
+        "--to", metavar="STORE", help="folder for a study's runs (default: beside the store's)"
+    )
+
+
 def _overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="group=option or path.to.key=value")
     parser.add_argument(
@@ -155,7 +189,13 @@ def _plan(parsed: argparse.Namespace) -> int:
 def _report(parsed: argparse.Namespace) -> int:
     from alignlab.commands.study import report
 
-    return report(parsed.study, open_it=parsed.open)
+    return report(parsed.study, open_it=parsed.open, wandb=parsed.wandb)
+
+
+def _watch(parsed: argparse.Namespace) -> int:
+    from alignlab.commands.watch import watch
+
+    return watch(parsed.study, once=parsed.once, every=parsed.every)
 
 
 def _data(parsed: argparse.Namespace) -> int:
@@ -208,7 +248,7 @@ def _runs(parsed: argparse.Namespace) -> int:
 def _again(parsed: argparse.Namespace) -> int:
     from alignlab.commands.reproduce import reproduce
 
-    return reproduce(parsed.run)
+    return reproduce(parsed.what, check=parsed.check, data=parsed.data, to=parsed.to)
 
 
 def _export(parsed: argparse.Namespace) -> int:

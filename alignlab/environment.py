@@ -54,6 +54,7 @@ def environment() -> dict[str, Any]:
     """Describe code, versions, hardware and command line of this process."""
     return {
         "git": git(Path(__file__).resolve().parent),
+        "sources": sources(),
         "python": platform.python_version(),
         "packages": versions(),
         "hardware": hardware(),
@@ -77,6 +78,17 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue  # an optional package; its absence is told by its missing name
     return found
+
+
+@cache
+def sources() -> str:
+    """Hash of the package's own modules: the same for a checkout, a copy and a wheel of it."""
+    package = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 @cache

@@ -48,7 +48,19 @@ print([name for name in {HEAVY} if name in sys.modules])
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "[]"
     assert min(seconds) < 0.3
-    for name in ("run", "plan", "report", "runs", "reproduce", "export", "chat", "doctor", "data"):
+    names = (
+        "run",
+        "plan",
+        "report",
+        "watch",
+        "runs",
+        "reproduce",
+        "export",
+        "chat",
+        "doctor",
+        "data",
+    )
+    for name in names:
         assert f"    {name} " in done.stdout or f"    {name}\n" in done.stdout
 
 
@@ -63,6 +75,7 @@ print([name for name in {HEAVY} if name in sys.modules])
         "alignlab.commands.study",
         "alignlab.commands.runs",
         "alignlab.commands.reproduce",
+        "alignlab.commands.watch",
         "alignlab.commands.models",
         "alignlab.commands.data_check",
         "alignlab.commands.data_setup",

@@ -63,6 +63,9 @@ def test_imports_go_down_only() -> None:
             "ppo",
             "grpo",
             "evaluate",
+            "benchmark",
+            "reward_benchmark",
+            "judge",
         }
     ],
 )

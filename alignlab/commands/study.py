@@ -9,24 +9,29 @@ import re
 import shlex
 import sys
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignlab import typed
+from alignlab.commands.refresh import Refresher, retire
+from alignlab.commands.study_file import StudyFile, asked, width_of
 from alignlab.commands.text import plan_table
 from alignlab.compose import compose_all, expand
 from alignlab.engine.distributed import Engine
 from alignlab.engine.progress import clock
 from alignlab.engine.tracking import Tracking
 from alignlab.errors import ConfigError, Interrupted
-from alignlab.files import write_atomically
+from alignlab.graph import counted
 from alignlab.launch.launcher import Launch
 from alignlab.launch.task import Outcome, Place
 from alignlab.plan import Plan
 from alignlab.run import Store
+
+if TYPE_CHECKING:
+    from alignlab.report.analysis import Analysis
 
 COMMON = ("study", "store", "report", "engine", "launch", "tracking")
 _STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -95,28 +100,60 @@ def run(overrides: Sequence[str], *, multirun: bool) -> int:
     """Execute what is not done; print a line per stage, and the report's path at the end."""
     _refuse_many_processes()
     session = prepare(overrides, multirun)
-    again = _command(overrides, multirun)
-    _write_study(session, overrides, again)
+    return execute(session, overrides, _command(overrides, multirun))
+
+
+def execute(session: Session, overrides: Sequence[str], again: str) -> int:
+    """Execute a session's plan and write its report; ``again`` is the command that does it."""
+    launch = session.settings.launch
     todo = session.plan.pending()
     total = len(session.plan.nodes)
+    engine = session.place.engine
+    file = StudyFile(session.study, session.store, session.plan,
+                     asked(again, overrides, engine, launch))  # fmt: skip
+    file.open(width_of(launch.jobs, launch.kind == "inprocess"))
     print(f"study {session.study}: {total} stages, {total - len(todo)} in the store", flush=True)
     for node in session.plan.nodes.values():
         if node.cached:
             _say(Outcome(node.run, node.name, "cached"))
     try:
-        outcomes = session.settings.launch.execute(
-            session.plan, session.place, note=_note, settled=_say
-        )
+        with file.at_work(), _pages(session) as page:
+
+            def settled(outcome: Outcome) -> None:
+                file.settled(outcome)
+                _say(outcome)
+                if page is not None:
+                    page.settled(outcome)
+
+            outcomes = launch.execute(session.plan, session.place, note=_note, settled=settled)
     except Interrupted as error:
+        retire(file.folder / "report" / "index.html")
         raise Interrupted(f"{error}\ncontinue with: {again}", error.exit_code - 128) from None
-    code = _exit_code(outcomes)
-    if session.settings.report and any(o.status in ("cached", "done") for o in outcomes):
-        path = _report(session)
-        if path is not None:
-            print(f"report: {path}", flush=True)
+    code = _exit_code(outcomes, session.plan)
+    try:
+        if session.settings.report and any(o.status in ("cached", "done") for o in outcomes):
+            path = _report(session)
+            if path is not None:
+                print(f"report: {path}", flush=True)
+    finally:
+        file.record()
     if code:
         _note(f"after mending it, continue with: {again}")
     return code
+
+
+@contextmanager
+def _pages(session: Session) -> Iterator[Refresher | None]:
+    """Write the page while the study runs, if there will be something to show on it."""
+    runs = frozenset(n.run for n in session.plan.nodes.values() if n.kind == "evaluate")
+    if not (session.settings.report and runs and session.plan.pending()):
+        yield None
+        return
+    with Refresher.of(session.store.root, session.study, runs, _note) as page:
+        for node in session.plan.nodes.values():
+            if node.cached:
+                page.settled(Outcome(node.run, node.name, "cached"))
+        yield page
 
 
 def _refuse_many_processes() -> None:
@@ -130,12 +167,19 @@ def _refuse_many_processes() -> None:
         )
 
 
-def report(study: str, *, open_it: bool) -> int:
-    """Write the report of a study that has been run, and print its path."""
-    from alignlab.report.page import build_report
+def report(study: str, *, open_it: bool, wandb: bool = False) -> int:
+    """Write the report of a study that has been run, and print its path; ``wandb`` logs it too."""
+    from alignlab.report.analysis import analyse
+    from alignlab.report.page import write_report
+    from alignlab.report.table import read_study
+    from alignlab.report.tracking import tracking_of
 
-    path = build_report(study, Store(store_root()))
+    store = Store(store_root())
+    analysis = analyse(read_study(study, store))
+    path = write_report(analysis, store)
     print(f"report: {path}")
+    if wandb:
+        _publish(analysis, path, tracking_of(analysis.study))
     if open_it:
         webbrowser.open(path.as_uri())
     return 0
@@ -146,16 +190,31 @@ def _report(session: Session) -> Path | None:
     if not evaluated:
         _note("no report: the study evaluates nothing")
         return None
-    from alignlab.report.page import build_report
-    from alignlab.report.summary import text_summary
+    from alignlab.report.analysis import analyse
+    from alignlab.report.page import write_report
+    from alignlab.report.summary import summary_of
+    from alignlab.report.table import read_study
 
-    path = build_report(session.study, session.store)
-    print(text_summary(session.study, session.store), flush=True)
+    analysis = analyse(read_study(session.study, session.store))
+    path = write_report(analysis, session.store)
+    print(summary_of(analysis), flush=True)
+    _publish(analysis, path, session.settings.tracking)
     return path
 
 
-def _exit_code(outcomes: Sequence[Outcome]) -> int:
-    codes = {o.exit_code or 1 for o in outcomes if o.status == "failed"}
+def _publish(analysis: Analysis, page: Path, tracking: Tracking) -> None:
+    from alignlab.report.tracking import publish
+
+    where = publish(analysis, page.parent, tracking)
+    if where is not None:
+        _note(f"W&B report: {where}")
+
+
+def _exit_code(outcomes: Sequence[Outcome], plan: Plan) -> int:
+    done = {o.run for o in outcomes if o.status in ("cached", "done")}
+    # A trial that diverged and was counted is a result of its search, and nothing to mend.
+    result = {o.run for o in outcomes if o.error_kind == "diverged"} & counted(plan.nodes, done)
+    codes = {o.exit_code or 1 for o in outcomes if o.status == "failed" and o.run not in result}
     if not codes:
         return 0
     return 2 if codes == {2} else 1
@@ -186,28 +245,6 @@ def _derived(overrides: Sequence[str]) -> str:
 def _command(overrides: Sequence[str], multirun: bool) -> str:
     words = ["alignlab", "run", *(["-m"] if multirun else []), *overrides]
     return shlex.join(words)
-
-
-def _write_study(session: Session, overrides: Sequence[str], command: str) -> None:
-    file = session.store.studies / session.study / "study.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    created = datetime.now().astimezone().isoformat(timespec="seconds")
-    if file.is_file():
-        created = json.loads(file.read_text(encoding="utf-8")).get("created", created)
-    jobs = [
-        {"overrides": list(job.overrides), "seed": job.seed, "stages": dict(job.stages)}
-        for job in session.plan.jobs
-    ]
-    write_atomically(
-        file,
-        {
-            "name": session.study,
-            "created": created,
-            "command": command,
-            "overrides": list(overrides),
-            "jobs": jobs,
-        },
-    )
 
 
 def _say(outcome: Outcome) -> None:

@@ -38,7 +38,8 @@ def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
 
 def plan_table(plan: Plan) -> str:
     """Write a plan as a table, with the totals of what is still to do."""
-    rows = [HEADER, *(_row(node) for node in plan.nodes.values())]
+    counted = plan.counted()
+    rows = [HEADER, *(_row(node, node.run in counted) for node in plan.nodes.values())]
     todo = plan.pending()
     summary = f"{len(plan.nodes)} stages of {len(plan.jobs)} job{'s'[: len(plan.jobs) != 1]}, "
     if not todo:
@@ -53,12 +54,12 @@ def plan_table(plan: Plan) -> str:
     return f"{columns(rows, right=range(3, 9))}\n\n{summary}"
 
 
-def _row(node: Node) -> tuple[str, ...]:
+def _row(node: Node, counted: bool) -> tuple[str, ...]:
     known = node.estimate
     return (
         node.name,
         node.run,
-        "cached" if node.cached else "to do",
+        "cached" if node.cached else "counted" if counted else "to do",
         count(known.params_total),
         count(known.params_trained),
         count(known.tokens),
