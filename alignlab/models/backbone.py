@@ -24,6 +24,7 @@ from alignlab.errors import ConfigError, did_you_mean
 from alignlab.models.adapters import CONFIG as ADAPTER_CONFIG
 from alignlab.models.adapters import AdapterBodies
 from alignlab.models.copies import CopyBodies
+from alignlab.models.dropout import ResidualDropout, add_residual_dropout
 from alignlab.models.heads import FILE as HEAD_FILE
 from alignlab.models.heads import ScalarHead
 from alignlab.models.layout import Layout, layout_for
@@ -195,6 +196,15 @@ class Backbone:
                 "from one base, or set adapter=full."
             )
         self._open(name, folder)
+
+    def drop_residuals(self, name: str, schedule: ResidualDropout) -> None:
+        """Train view ``name`` with residual dropout; with adapters, every view that trains.
+
+        Raises:
+            ConfigError: an architecture whose layers are not known.
+        """
+        self._known(name)
+        add_residual_dropout(self._bodies.activate(name), schedule)
 
     @contextmanager
     def view(self, name: str) -> Iterator[View]:

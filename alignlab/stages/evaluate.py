@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
+from alignlab.rewards.ensemble import Ensemble
 from alignlab.rollout.sampling import Sampling
 from alignlab.spec import Spec, build
-from alignlab.stages.stage import POLICY_KINDS, Estimate, Role, Stage
+from alignlab.stages.stage import POLICY_KINDS, Estimate, Role, Stage, filling
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ class Evaluate(Stage):
     roles: ClassVar[Mapping[str, Role]] = {
         "policy": Role((*POLICY_KINDS, "pretrain")),
         "reference": Role(("sft", "pretrain")),
-        "reward": Role(("reward",), optional=True),
+        "reward": Role(("reward",), optional=True, many=True),
     }
 
     backbone: BackboneConfig
     data: Spec
     gold: Spec
     audit: Spec | None
+    ensemble: Ensemble
     max_prompt: Annotated[int, Range(min=1)]
     max_completion: Annotated[int, Range(min=1)]
     split: Literal["validation", "test"]
@@ -58,7 +60,7 @@ class Evaluate(Stage):
 
     def validate(self) -> None:
         """Best-of-n selects by the proxy reward, so it needs one."""
-        if self.best_of > 1 and "reward" not in self.inputs:
+        if self.best_of > 1 and not filling("reward", self.inputs):
             raise ConfigError("inputs.reward is missing: best_of > 1 selects by a reward run.")
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
@@ -87,7 +89,8 @@ class Evaluate(Stage):
                 self.seed,
                 step=0,
             )
-        proxy = self.proxy(backbone, inputs.get("reward"), rollout, engine)
+        rewards = [inputs[name] for name in filling("reward", inputs)]
+        proxy = self.proxy(backbone, rewards, rollout, engine)
         kept = list(range(len(groups) * self.samples * self.best_of))
         if self.best_of > 1 and proxy is not None:
             kept = best_indices(proxy, self.best_of)
@@ -101,9 +104,10 @@ class Evaluate(Stage):
             run.sample(row)
         summary = means(rows, ("gold", "audit", "proxy", "kl", "tokens", "finished"))
         summary["reference_nll"] = self.forgetting(backbone, groups, tokenization, engine)
+        summary["reference_gold"] = self.reference_gold(groups)
         policy = inputs["policy"].record
         run.update_record(
-            label=self.label or policy.get("label") or inputs["policy"].kind,
+            label=self.label or self.name(str(policy.get("label") or inputs["policy"].kind)),
             best_of=self.best_of,
             template=template_hash(backbone.tokenizer),
             policy=inputs["policy"].path.name,
@@ -118,15 +122,21 @@ class Evaluate(Stage):
         )
         run.log(0, {k: v for k, v in summary.items() if v is not None}, split="summary")
 
+    def name(self, policy: str) -> str:
+        """Short name for tables: that of the policy, or of the control that it is sampled for."""
+        if self.best_of == 1:
+            return policy
+        return f"best of {self.best_of}" + ("" if policy == "SFT" else f" ({policy})")
+
     def proxy(
-        self, backbone: Backbone, reward: Run | None, rollout: Rollout, engine: Engine
+        self, backbone: Backbone, rewards: Sequence[Run], rollout: Rollout, engine: Engine
     ) -> np.ndarray | None:
         """Scores of the learned reward that the online methods were trained on, if there is one."""
-        if reward is None:
+        if not rewards:
             return None
         from alignlab.stages.online import Scorer
 
-        return Scorer(backbone, reward, None, engine)(rollout).numpy()
+        return Scorer(backbone, rewards, None, engine, self.ensemble)(rollout).numpy()
 
     def log_ratio(self, backbone: Backbone, rollout: Rollout, engine: Engine) -> list[float]:
         """Sequence log-ratios log π − log π_ref of the samples, both by the same forward pass."""
@@ -200,6 +210,20 @@ class Evaluate(Stage):
             return None
         tokens: list[TokenGroup] = tokenization.groups(demonstrations(human))
         return mean_nll(backbone, "policy", tokens, engine)
+
+    def reference_gold(self, groups: Sequence[PromptGroup]) -> float | None:
+        """Mean gold reward of the data's own answers: an anchor for the gold of the policies."""
+        from alignlab.rewards.annotator import prompt_text
+        from alignlab.rewards.judge.annotator import reference_of
+
+        known = [(group, text) for group in groups if (text := reference_of(group))]
+        if not known:
+            return None
+        prompts = [prompt_text(group) for group, _ in known]
+        scores = build(self.gold).score(
+            prompts, [text for _, text in known], [group.meta for group, _ in known]
+        )
+        return float(sum(float(score) for score in scores) / len(known))
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampled tokens at the length limit."""

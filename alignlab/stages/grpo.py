@@ -10,9 +10,10 @@ from alignlab.data.gate.limits import Limits
 from alignlab.engine.optimizer import Optimizer
 from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
+from alignlab.rewards.ensemble import Ensemble
 from alignlab.rollout.sampling import Sampling
 from alignlab.spec import Spec, build
-from alignlab.stages.stage import Estimate, Role, Stage, reject_truncated_sampling
+from alignlab.stages.stage import Estimate, Role, Stage, filling, reject_truncated_sampling
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
@@ -42,13 +43,15 @@ class GRPO(Stage):
     roles: ClassVar[Mapping[str, Role]] = {
         "init": Role(("sft", "pretrain")),
         "reference": Role(("sft", "pretrain")),
-        "reward": Role(("reward",), optional=True),
+        "reward": Role(("reward",), optional=True, many=True),
     }
 
     backbone: BackboneConfig
     data: Spec
     gate: Limits
     reward: Spec | None
+    ensemble: Ensemble
+    monitor: Spec | None
     max_prompt: Annotated[int, Range(min=1)]
     max_completion: Annotated[int, Range(min=1)]
     sampling: Sampling
@@ -70,7 +73,7 @@ class GRPO(Stage):
 
     def validate(self) -> None:
         """A reward is named, sampling is whole, and a KL term in the loss has a gradient."""
-        if "reward" not in self.inputs and self.reward is None:
+        if not filling("reward", self.inputs) and self.reward is None:
             raise ConfigError(
                 "inputs.reward is missing: name a reward stage there, or set `reward`."
             )
@@ -97,7 +100,8 @@ class GRPO(Stage):
         prompts = prompts_of(build(self.data), self.prompts, tokenization, run, self.gate)
         if self.kl_coef > 0:
             backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
-        scorer = Scorer(backbone, inputs.get("reward"), self.reward, engine)
+        rewards = [inputs[name] for name in filling("reward", inputs)]
+        scorer = Scorer(backbone, rewards, self.reward, engine, self.ensemble, self.monitor)
         work = GRPOWork(self, backbone, tokenization, prompts, scorer, engine)
         result = train(
             work,
@@ -113,13 +117,22 @@ class GRPO(Stage):
             run, backbone, "policy", result, prompts, 0, forward_tokens=3 * work.sampled
         )
         run.update_record(
-            label=self.label or f"GRPO (G={self.group}, β={self.kl_coef})",
+            label=self.label or f"{self.name()} (G={self.group}, β={self.kl_coef})",
             reference=inputs["reference"].path.name,
+            rewards=[reward.path.name for reward in rewards],
             prompts=self.iterations * self.rollout_batch,
             completions=self.iterations * self.rollout_batch * self.group,
             tokens_sampled=work.sampled,
             summary={"zero_std_share": work.zero_share},
         )
+
+    def name(self) -> str:
+        """Which relative the settings make it: RLOO, Dr.GRPO, DAPO, or GRPO itself."""
+        if self.advantage == "leave_one_out":
+            return "RLOO"
+        if self.advantage == "group_mean":
+            return "Dr.GRPO"
+        return "DAPO" if self.normalizer == "token" else "GRPO"
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampling plus ``updates`` passes over the same tokens."""

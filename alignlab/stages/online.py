@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone
+    from alignlab.rewards.ensemble import Ensemble
     from alignlab.rollout.rollout import Rollout
     from alignlab.rollout.sampling import Sampling
     from alignlab.run import Run
@@ -43,6 +44,7 @@ class Experience:
     old: list[Tensor]  # C × (L,) log-probs at sampling time
     reference: list[Tensor]  # C × (L,) under the reference; empty where no term needs it
     tokens: dict[str, list[Tensor]] = field(default_factory=dict)  # C × (L,): advantages, values …
+    monitored: Tensor | None = None  # (C,) a reward that is watched and trains nothing
 
     @property
     def lengths(self) -> Tensor:
@@ -86,25 +88,46 @@ def require_prompts_for_all(engine: Engine, rollout_batch: int) -> None:
 
 
 class Scorer:
-    """Reward of sampled completions: a learned run if there is one, else a reward function."""
+    """Reward of sampled completions: learned runs if there are any, else a reward function.
+
+    ``monitor`` is one more reward that is measured on the same completions and trains nothing.
+    """
 
     def __init__(
-        self, backbone: Backbone, reward: Run | None, spec: Spec | None, engine: Engine
+        self,
+        backbone: Backbone,
+        rewards: Sequence[Run],
+        spec: Spec | None,
+        engine: Engine,
+        ensemble: Ensemble,
+        monitor: Spec | None = None,
     ) -> None:
-        self.backbone, self.engine = backbone, engine
-        self.function = build(spec) if reward is None and spec is not None else None
-        if reward is not None:
-            backbone.add("reward", source=reward.model_dir, trainable=False, head=True)
+        self.backbone, self.engine, self.ensemble = backbone, engine, ensemble
+        self.function = build(spec) if not rewards and spec is not None else None
+        self.monitor = build(monitor) if monitor is not None else None
+        self.views = [f"reward_{i}" if i else "reward" for i in range(len(rewards))]
+        for name, reward in zip(self.views, rewards, strict=True):
+            backbone.add(name, source=reward.model_dir, trainable=False, head=True)
 
     def __call__(self, rollout: Rollout) -> Tensor:
         """Scores (C,) in the rollout's order."""
+        if self.function is not None:
+            return torch.from_numpy(self.function.score(*rollout.per_completion())).float()
+        return self.ensemble(torch.stack([self.member(name, rollout) for name in self.views]))
+
+    def member(self, name: str, rollout: Rollout) -> Tensor:
+        """Scores (C,) of one reward run."""
         from alignlab.rewards.learned import score_groups
 
-        if self.function is None:
-            with self.backbone.view("reward") as view:
-                device = self.engine.workers().device
-                return score_groups(view, rollout.groups, self.engine.token_budget, device).cpu()
-        return torch.from_numpy(self.function.score(*rollout.per_completion())).float()
+        with self.backbone.view(name) as view:
+            device = self.engine.workers().device
+            return score_groups(view, rollout.groups, self.engine.token_budget, device).cpu()
+
+    def monitored(self, rollout: Rollout) -> Tensor | None:
+        """Scores (C,) of the reward that is only watched, if there is one."""
+        if self.monitor is None:
+            return None
+        return torch.from_numpy(self.monitor.score(*rollout.per_completion())).float()
 
 
 def collect(
@@ -150,12 +173,14 @@ def collect(
         return [item for part in workers.whole(per_prompt) for item in part]
 
     finished = torch.as_tensor(np.asarray(rollout.finished, dtype=bool).reshape(-1))
+    watched = scorer.monitored(rollout)
     experience = Experience(
         groups=workers.whole(groups),
         scores=torch.tensor(everywhere(scorer(rollout).tolist())),
         finished=torch.tensor(everywhere(finished.tolist())),
         old=everywhere([torch.from_numpy(np.asarray(x)).float() for x in rollout.logps]),
         reference=everywhere(ref),
+        monitored=None if watched is None else torch.tensor(everywhere(watched.tolist())),
     )
     return experience, rollout
 
@@ -244,6 +269,8 @@ def rollout_metrics(experience: Experience) -> Metrics:
             int(experience.lengths.sum()),
         ),
     }
+    if experience.monitored is not None:
+        metrics["monitored_reward"] = (experience.monitored.double().sum(), count)
     if experience.reference:
         metrics["kl"] = (experience.log_ratio().double().sum(), count)
     return metrics

@@ -10,9 +10,10 @@ from alignlab.data.gate.limits import Limits
 from alignlab.engine.optimizer import Optimizer
 from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
+from alignlab.rewards.ensemble import Ensemble
 from alignlab.rollout.sampling import Sampling
 from alignlab.spec import Spec, build
-from alignlab.stages.stage import Estimate, Role, Stage, reject_truncated_sampling
+from alignlab.stages.stage import Estimate, Role, Stage, filling, reject_truncated_sampling
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ class PPO(Stage):
     Per token, r_t = −β(log π_old − log π_ref)_t + 1[t = T]·R; advantages by GAE, whitened over the
     rollout's tokens; loss = mean_t max(−Aρ, −A clip(ρ, 1±ε)) + c_v·½ mean_t max((V−G)², (V_c−G)²)
     with V_c the clipped value (Ziegler et al. 2019; details of Huang et al. 2024,
-    arXiv:2403.17031). The value view starts from the reward run. A completion without EOS scores
-    ``missing_eos_score`` (the EOS trick). With ``ptx_coef`` > 0 the gradient of a
-    language-modelling loss on demonstrations is added (PPO-ptx, InstructGPT eq. 2).
+    arXiv:2403.17031). The value view starts from the reward run, the first of several. A
+    completion without EOS scores ``missing_eos_score`` (the EOS trick). With ``ptx_coef`` > 0
+    the gradient of a language-modelling loss on demonstrations is added (PPO-ptx, InstructGPT
+    eq. 2).
     """
 
     version: ClassVar[int] = 4  # decoding rounds otherwise
@@ -40,13 +42,15 @@ class PPO(Stage):
     roles: ClassVar[Mapping[str, Role]] = {
         "init": Role(("sft", "pretrain")),
         "reference": Role(("sft", "pretrain")),
-        "reward": Role(("reward",), optional=True),
+        "reward": Role(("reward",), optional=True, many=True),
     }
 
     backbone: BackboneConfig
     data: Spec
     gate: Limits
     reward: Spec | None
+    ensemble: Ensemble
+    monitor: Spec | None
     max_prompt: Annotated[int, Range(min=1)]
     max_completion: Annotated[int, Range(min=1)]
     sampling: Sampling
@@ -71,7 +75,7 @@ class PPO(Stage):
 
     def validate(self) -> None:
         """A reward is named, sampling is whole, and no minibatch is empty."""
-        if "reward" not in self.inputs and self.reward is None:
+        if not filling("reward", self.inputs) and self.reward is None:
             raise ConfigError(
                 "inputs.reward is missing: name a reward stage there, or set `reward`."
             )
@@ -110,11 +114,11 @@ class PPO(Stage):
                 select=PromptGroup.demonstration,
                 rows=self.ptx_rows or None,
             )
-        reward = inputs.get("reward")
+        rewards = [inputs[name] for name in filling("reward", inputs)]
         backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
-        source = reward.model_dir if reward is not None else inputs["init"].model_dir
+        source = (rewards[0] if rewards else inputs["init"]).model_dir
         backbone.add("value", source=source, trainable=True, head=True)
-        scorer = Scorer(backbone, reward, self.reward, engine)
+        scorer = Scorer(backbone, rewards, self.reward, engine, self.ensemble, self.monitor)
         work = PPOWork(self, backbone, tokenization, prompts, ptx, scorer, engine)
         result = train(
             work,
@@ -130,13 +134,20 @@ class PPO(Stage):
             run, backbone, "policy", result, prompts, 0, forward_tokens=4 * work.sampled
         )
         run.update_record(
-            label=self.label or f"PPO (β={self.kl_coef})",
+            label=self.label or self.name(),
             reference=inputs["reference"].path.name,
+            rewards=[reward.path.name for reward in rewards],
             prompts=self.iterations * self.rollout_batch,
             completions=self.iterations * self.rollout_batch,
             tokens_sampled=work.sampled,
             summary={"kl_coef": work.kl_coef},
         )
+
+    def name(self) -> str:
+        """Short name for tables."""
+        if self.ptx_coef:
+            return f"PPO-ptx (β={self.kl_coef}, γ={self.ptx_coef})"
+        return f"PPO (β={self.kl_coef})"
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampling plus ``ppo_epochs`` passes of policy and value over the same tokens."""

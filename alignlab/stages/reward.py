@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from alignlab.engine.optimizer import Optimizer
 from alignlab.engine.stopping import EarlyStopping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone, View
     from alignlab.run import Run
+    from alignlab.stages.annotate import Annotate
     from alignlab.stages.session import Metrics, Packed
     from alignlab.tensors import GroupScores
 
@@ -31,6 +33,9 @@ class Reward(Stage):
     """Bradley–Terry over all pairs of a prompt as one batch element (InstructGPT §3.5, eq. 1).
 
     Every completion passes through the model once, whatever the number of pairs it takes part in.
+    With ``pairs: shuffled`` every pair is an element of its own and all are shuffled together, so
+    one pass over them takes up to K − 1 gradient steps on a completion: InstructGPT found that a
+    single epoch overfits that way.
     The score is read at the completion's last token. After training, gain and bias are set so that
     the scores of the annotated completions have mean 0 and standard deviation 1 (Ziegler et al.
     2019), and a KL coefficient means the same for every reward model.
@@ -44,6 +49,7 @@ class Reward(Stage):
 
     backbone: BackboneConfig
     objective: Spec
+    pairs: Literal["together", "shuffled"]
     batch: Annotated[int, Range(min=1)]
     epochs: Annotated[float, Range(min=0, min_open=True)]
     steps: Annotated[int, Range(min=1)] | None
@@ -56,13 +62,13 @@ class Reward(Stage):
         """Train the scalar head and its backbone on the annotated rankings."""
         from alignlab.data.order import steps_of
         from alignlab.engine.loop import train
-        from alignlab.stages.annotate import read, require_own_template, require_verdicts
+        from alignlab.stages.annotate import require_own_template, require_verdicts
         from alignlab.stages.session import OfflineWork, finish_training, open_backbone
 
         run = engine.workers().own(run)
-        groups = [g for g in read(inputs["annotations"], "train") if g.verdict.pairs()]
-        held_out = [g for g in read(inputs["annotations"], "validation") if g.verdict.pairs()]
+        groups, held_out = (ordered(inputs["annotations"], s) for s in ("train", "validation"))
         require_verdicts(groups, inputs["annotations"])
+        elements = groups if self.pairs == "together" else single_pairs(groups)
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         backbone.add("reward", source=inputs["init"].model_dir, trainable=True, head=True)
         require_own_template(inputs["annotations"], backbone)
@@ -78,7 +84,7 @@ class Reward(Stage):
             }
 
         work = OfflineWork(
-            groups,
+            elements,
             self.batch,
             self.seed,
             engine,
@@ -91,7 +97,7 @@ class Reward(Stage):
             backbone,
             ["reward"],
             optimizer=self.optimizer,
-            steps=self.steps or steps_of(self.epochs, self.batch, len(groups)),
+            steps=self.steps or steps_of(self.epochs, self.batch, len(elements)),
             run=run,
             engine=engine,
             seed=self.seed,
@@ -102,16 +108,15 @@ class Reward(Stage):
         if self.normalize:
             values = scores_of(backbone, "reward", groups, engine)
             backbone.set_normalization("reward", float(values.mean()), float(values.std()))
-        finish_training(run, backbone, "reward", result, groups, self.batch)
+        finish_training(run, backbone, "reward", result, elements, self.batch)
         accuracy = pair_accuracy(backbone, "reward", held_out, engine) if held_out else None
-        run.update_record(
-            label=self.label or "reward model",
-            summary={
-                "train_accuracy": pair_accuracy(backbone, "reward", groups, engine),
-                "validation_accuracy": accuracy,
-                "validation_pairs": sum(len(g.verdict.pairs()) for g in held_out),
-            },
-        )
+        summary = {
+            "train_accuracy": pair_accuracy(backbone, "reward", groups, engine),
+            "validation_accuracy": accuracy,
+            "validation_pairs": sum(len(g.verdict.pairs()) for g in held_out),
+        }
+        label, packing = self.label or "reward model", work.packing(result.steps)
+        run.update_record(label=label, packing=packing, summary=summary)
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """All completions of every annotated prompt, at the length limits, ``epochs`` times."""
@@ -119,8 +124,27 @@ class Reward(Stage):
         from alignlab.stages.estimate import training_estimate
 
         rows = self.steps * self.batch if self.steps else self.epochs * annotated_rows(inputs)
-        tokens = round(rows * group_limit(inputs))
-        return training_estimate(self.backbone, cache, tokens=tokens)
+        if self.pairs == "together":
+            tokens = rows * group_limit(inputs)
+        else:
+            ranked = cast("Annotate", inputs["annotations"])
+            pairs = 1 if self.steps else math.comb(ranked.completions, 2)
+            tokens = rows * pairs * group_limit(inputs, completions=2)
+        return training_estimate(self.backbone, cache, tokens=round(tokens))
+
+
+def ordered(annotations: Run, split: str) -> Sequence[TokenGroup]:
+    """Annotated groups of a split whose verdict tells completions apart, read when asked for."""
+    from alignlab.data.mapped import Selection
+    from alignlab.stages.annotate import read
+
+    return Selection.of(read(annotations, split), lambda group: bool(group.verdict.pairs()))
+
+
+def single_pairs(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+    """Every ordered pair of every prompt as a group of two, numbered as rows of their own."""
+    pairs = [group.keep(pair) for group in groups for pair in group.verdict.pairs()]
+    return [replace(pair, row=row) for row, pair in enumerate(pairs)]
 
 
 def group_scores(reward: Tensor, groups: Sequence[TokenGroup]) -> GroupScores:

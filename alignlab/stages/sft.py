@@ -10,6 +10,7 @@ from alignlab.data.gate.limits import Limits
 from alignlab.engine.optimizer import Optimizer
 from alignlab.engine.stopping import EarlyStopping
 from alignlab.errors import DataError
+from alignlab.models.dropout import ResidualDropout
 from alignlab.models.load import BackboneConfig
 from alignlab.spec import Spec, build
 from alignlab.stages.stage import Estimate, Role, Stage
@@ -47,6 +48,7 @@ class SFT(Stage):
     batch: Annotated[int, Range(min=1)]
     epochs: Annotated[float, Range(min=0, min_open=True)]
     steps: Annotated[int, Range(min=1)] | None
+    residual_dropout: ResidualDropout | None
     optimizer: Optimizer
     evaluate_every: Annotated[int, Range(min=0)]
     evaluate_rows: Annotated[int, Range(min=1)]
@@ -71,6 +73,8 @@ class SFT(Stage):
         backbone = open_backbone(self.backbone, run, engine, self.seed, base=pretrained)
         source = init.model_dir if init is not None and init.kind == "sft" else None
         backbone.add("policy", source=source, trainable=True)
+        if self.residual_dropout is not None:
+            backbone.drop_residuals("policy", self.residual_dropout)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
         data = build(self.data)
         groups = tokenize(
@@ -107,6 +111,7 @@ class SFT(Stage):
         finish_training(run, backbone, "policy", result, groups, self.batch)
         run.update_record(
             label=self.label or "SFT",
+            packing=work.packing(result.steps),
             summary={"validation_nll": mean_nll(backbone, "policy", held_out, engine)},
         )
 

@@ -8,7 +8,7 @@ planning a study of ten thousand stages is done from these classes alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from alignlab.rollout.sampling import Sampling
     from alignlab.run import Run
 
-POLICY_KINDS = ("sft", "preference", "ppo", "grpo")
+POLICY_KINDS = ("sft", "preference", "ppo", "grpo", "select")
+METHOD_KINDS = ("preference", "ppo", "grpo")  # what is compared: they train a policy from feedback
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,21 @@ class Role:
 
     kinds: tuple[str, ...]
     optional: bool = False
+    many: bool = False  # several stages may fill it: inputs ``role``, ``role/1``, ``role/2`` …
+    tolerant: bool = False  # stages behind it may have failed, as long as one of them is done
+
+
+def role_of(name: str) -> str:
+    """Role that the input ``name`` fills: ``reward/2`` is one more stage behind ``reward``."""
+    return name.partition("/")[0]
+
+
+def filling(role: str, names: Iterable[str]) -> list[str]:
+    """Names of the inputs that fill ``role``, in a fixed order: ``role``, ``role/1`` … ``role/10``.
+
+    A stage reads all stages behind a role that takes many with it.
+    """
+    return sorted((n for n in names if role_of(n) == role), key=lambda n: (len(n), n))
 
 
 @dataclass(frozen=True)
@@ -61,15 +77,20 @@ class Stage(ABC):
     label: str | None = None
 
     def __post_init__(self) -> None:
-        for role in self.inputs:
+        for name in self.inputs:
+            role = role_of(name)
             if role not in self.roles:
                 known = ", ".join(self.roles) or "none"
                 raise ConfigError(
-                    f"inputs.{role}: a {self.kind} stage has no such input (it takes: {known})."
+                    f"inputs.{name}: a {self.kind} stage has no such input (it takes: {known})."
                     + did_you_mean(role, self.roles)
                 )
+            if name != role and not self.roles[role].many:
+                raise ConfigError(
+                    f"inputs.{name}: one stage fills the role '{role}' of a {self.kind} stage."
+                )
         for role, rule in self.roles.items():
-            if role not in self.inputs and not rule.optional:
+            if not filling(role, self.inputs) and not rule.optional:
                 kinds = " or ".join(rule.kinds)
                 raise ConfigError(
                     f"inputs.{role} is missing: a {self.kind} stage needs a {kinds} stage there."
@@ -78,6 +99,9 @@ class Stage(ABC):
 
     def validate(self) -> None:  # noqa: B027 (most stages have nothing to add)
         """Check what types and ranges cannot say; raise ConfigError."""
+
+    def accept(self, inputs: Mapping[str, Stage]) -> None:  # noqa: B027 (as above)
+        """Check the stages behind the inputs, when the plan is made; raise ConfigError."""
 
     def fingerprint(self) -> str:
         """Fingerprint of what the stage reads by itself: its data set, its base model's files."""

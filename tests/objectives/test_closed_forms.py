@@ -7,39 +7,13 @@ import math
 
 import pytest
 import torch
+from closed_forms import minimise, one_pair
 from torch import Tensor
 
 from alignlab.objectives import advantage, divergence, pairwise, policy, ranking, unpaired
 from alignlab.objectives.stable import segment_sum
 from alignlab.rewards.shaping import token_rewards
-from alignlab.tensors import GroupScores, PairLogps, SingleLogps, TokenLogps
-
-
-def minimise(loss, logits: Tensor, steps: int = 300) -> Tensor:
-    """Log-probabilities of the arms at the minimum of ``loss(log_probs)``, by L-BFGS in float64."""
-    logits = logits.clone().double().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [logits],
-        max_iter=steps,
-        tolerance_grad=1e-12,
-        tolerance_change=1e-15,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure():
-        optimizer.zero_grad()
-        value = loss(logits.log_softmax(-1))
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    return logits.detach().log_softmax(-1)
-
-
-def one_pair(logps: Tensor, chosen: int = 0, rejected: int = 1) -> PairLogps:
-    one = torch.ones(1)
-    return PairLogps(logps[chosen].reshape(1), logps[rejected].reshape(1), one, one)
-
+from alignlab.tensors import GroupScores, SingleLogps, TokenLogps
 
 UNIFORM = torch.full((2,), 0.5, dtype=torch.float64).log()
 

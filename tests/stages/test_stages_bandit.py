@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from closed_forms import distance, reversed_tilt, tilted
 from scipy.stats import chisquare
 from stage_lab import Lab, PlainHead, objective, plain_model
 
@@ -198,28 +199,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     # One step at a rate that moves no weight: the reference is the random model itself.
     sft = lab.run(lab.stage("sft", steps=1, max_completion=1, optimizer__learning_rate=1e-20), {})
     return World(lab, sft, folder)
-
-
-def distance(p: np.ndarray, q: np.ndarray) -> float:
-    """Total variation: the largest difference in the probability of any set of arms."""
-    return float(np.abs(p - q).sum() / 2)
-
-
-def tilted(reference: np.ndarray, gain: np.ndarray, beta: float) -> np.ndarray:
-    """π ∝ π_ref e^{gain/β}: the maximum of E[gain] − β KL(π ‖ π_ref)."""
-    weight = reference * np.exp((gain - gain.max()) / beta)
-    return weight / weight.sum()
-
-
-def reversed_tilt(reference: np.ndarray, gain: np.ndarray, beta: float) -> np.ndarray:
-    """π = β π_ref/(λ − gain): the maximum of E[gain] − β KL(π_ref ‖ π). λ by bisection."""
-    low, high = gain.max(), gain.max() + beta  # Σ is infinite at the one and ≤ 1 at the other
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high) if (beta * reference / (middle - gain)).sum() > 1 else (low, middle)
-        )
-    return beta * reference / (high - gain)
 
 
 @cache

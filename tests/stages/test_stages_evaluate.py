@@ -10,6 +10,7 @@ import torch
 from stage_lab import Chain, PlainHead, plain_model, token_logps
 
 from alignlab.errors import ConfigError
+from alignlab.rewards.judge.annotator import reference_of
 from alignlab.rollout import rollout as rollouts
 from alignlab.run import Run
 from alignlab.spec import build
@@ -119,6 +120,15 @@ def test_one_row_per_prompt_and_sample(chain: Chain, moved: Run) -> None:
         assert len(ids) == len(set(ids)) == run.record["prompts"] * samples
         held_out = build(chain.lab.stage("sft").data).load("validation")
         assert {name for name, _ in ids} == {group.id for group in held_out}
+
+
+def test_the_answers_of_the_data_are_scored_too(chain: Chain) -> None:
+    run = evaluate(chain)
+    held_out = build(chain.lab.stage("sft").data).load("validation")
+    answers = [str(reference_of(group)) for group in held_out]
+    expected = sum("a" in text for text in answers) / len(answers)  # gold: is there an a
+    assert run.summary()["reference_gold"] == pytest.approx(expected)
+    assert expected > 0
 
 
 def test_means_are_those_of_the_rows(chain: Chain, moved: Run) -> None:

@@ -46,7 +46,9 @@ def plane_figure(plane: Plane, looks: Mapping[str, Look]) -> Figure | None:
         ax.set_xlabel("KL to the SFT reference, nats per sequence (square-root axis)")
         ax.set_ylabel("gold reward")
         low, high = ax.get_ylim()
-        ax.set_ylim(low, high + 0.06 * (high - low))
+        if plane.reference_gold is not None:
+            low, high = min(low, plane.reference_gold), max(high, plane.reference_gold)
+        ax.set_ylim(low - 0.02 * (high - low), high + 0.06 * (high - low))
         _anchors(ax, plane)
         ends = [_label_place(curve) for curve in plane.curves]
         names = {curve.lead: curve.family for curve in plane.curves}
@@ -165,9 +167,9 @@ def gains_figure(curve: Curve, look: Look) -> Figure | None:
         gains = [getattr(point, name) for point in curve.points]
         if all(gain is not None for gain in gains):
             panels.append((title, gains, fit))
-    if not panels or len(curve.points) < 2:
-        return None
     d = [float(np.sqrt(max(point.kl.value, 0.0))) for point in curve.points]
+    if not panels or len(curve.points) < 2 or max(d) == 0:
+        return None
     with new_figure(5.6, 2.2, ncols=len(panels), squeeze=False) as (figure, axes):
         for ax, (title, gains, fit) in zip(axes[0], panels, strict=True):
             ax.axhline(0, color=MUTED, lw=0.9, ls=DASHES, zorder=1)
