@@ -31,7 +31,7 @@ from alignlab.data.template import Tokenization  # noqa: E402
 from alignlab.models.backbone import Backbone  # noqa: E402
 from alignlab.models.load import BackboneConfig  # noqa: E402
 from alignlab.objectives.divergence import best_of_n_kl  # noqa: E402
-from alignlab.report.statistics import bootstrap_interval, fit_overoptimisation  # noqa: E402
+from alignlab.report.statistics import fit_overoptimisation, hierarchical_bootstrap  # noqa: E402
 from alignlab.rewards.ensemble import Ensemble  # noqa: E402
 from alignlab.rewards.learned import score_groups  # noqa: E402
 from alignlab.run import Run, Store  # noqa: E402
@@ -39,7 +39,8 @@ from alignlab.run import Run, Store  # noqa: E402
 REWARDS = ("reward", "reward_b", "reward_c", "reward_d")
 POLICIES = ("single", "penalised", "mean", "min", "uwo")
 ENSEMBLES = {how: Ensemble(combine=how, penalty=0.5) for how in ("mean", "min", "uwo")}
-BINS = np.arange(0.0, 6.1, 0.5)  # of √KL
+MEASURES = ("gold", "audit", "proxy", "kl", "tokens", "finished")
+BINS = np.array([*np.arange(0.0, 6.0, 0.5), *np.arange(6.0, 18.0, 1.0)])  # of √KL
 
 
 def runs_of(store: Store, study: str) -> dict[int, dict[str, Run]]:
@@ -102,7 +103,8 @@ def best_of_n(runs: Mapping[str, Run]) -> tuple[list[dict[str, Any]], float]:
     for name, proxy in {**proxies, "gold": gold}.items():
         for n in (1, 2, 4, 8, 16, 32, 64):
             values = [best_of_n_gold(gold[i], proxy[i], n) for i in at.values()]
-            found.append({"proxy": name, "n": n, "kl": best_of_n_kl(n), "gold": np.mean(values)})
+            what = {"proxy": name, "n": n, "kl": best_of_n_kl(n)}
+            found.append({**what, "gold": np.mean(values), "per_prompt": values})
     return found, gap
 
 
@@ -111,62 +113,71 @@ def training(runs: Mapping[str, Run]) -> dict[str, Any]:
     out = {}
     for name in POLICIES:
         rows = runs[name].metrics("train")
-        summary = runs[f"evaluate_{name}"].summary()
+        tests = list(runs[f"evaluate_{name}"].samples())
         out[name] = {
             "root_kl": [max(row["kl"], 0.0) ** 0.5 for row in rows],
             "gold": [row["monitored_reward"] for row in rows],
             "proxy": [row["reward"] for row in rows],
-            "test": {k: summary[k] for k in ("gold", "audit", "proxy", "kl", "tokens", "finished")},
+            "test": {k: [float(row[k]) for row in tests] for k in MEASURES},
         }
     return out
 
 
-def interval(values: Sequence[float]) -> list[float]:
-    """Mean over seeds and its 95 % bootstrap interval."""
-    found = bootstrap_interval(np.asarray(values, dtype=float))
-    return [round(x, 4) for x in (found.value, found.low, found.high)]
+def interval(cells: Any) -> list[float]:
+    """Mean of (seeds, prompts) and its 95 % interval; with one seed it speaks of prompts only."""
+    found = hierarchical_bootstrap(np.asarray(cells, dtype=float))
+    return [round(x, 3) for x in (found.value, found.low, found.high)]
 
 
 def summary_of(seeds: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """The numbers of the README's tables."""
-    out: dict[str, Any] = {"seeds": list(seeds), "best_of_n": {}, "test": {}, "curves": {}}
     each = list(seeds.values())
-    out["accuracy"] = interval([a for seed in each for a in seed["accuracy"]])
+    out: dict[str, Any] = {"seeds": list(seeds), "best_of_n": {}, "test": {}, "curves": {}}
+    out["accuracy"] = [[round(a, 3) for a in seed["accuracy"]] for seed in each]
     out["scores_differ_by"] = max(seed["gap"] for seed in each)
     for proxy in ("single", "mean", "min", "uwo", "gold"):
         for n in (1, 4, 16, 64):
-            values = [
-                r["gold"]
-                for s in each
-                for r in s["best_of_n"]
-                if r["proxy"] == proxy and r["n"] == n
-            ]
-            out["best_of_n"][f"{proxy}, n = {n}"] = interval(values)
+            cells, one = (_cells(each, p, n) for p in (proxy, "single"))
+            out["best_of_n"][f"{proxy}, n = {n}"] = interval(cells)
+            out["best_of_n"][f"{proxy} minus single, n = {n}"] = interval(cells - one)
     for name in POLICIES:
-        test = [s["training"][name]["test"] for s in each]
-        out["test"][name] = {k: interval([t[k] for t in test]) for k in test[0]}
-        out["test"][name]["gold minus single's"] = interval(
-            [
-                s["training"][name]["test"]["gold"] - s["training"]["single"]["test"]["gold"]
-                for s in each
-            ]
-        )
-        curves = [s["training"][name] for s in each]
-        d, gold = binned([c["root_kl"] for c in curves], [c["gold"] for c in curves], BINS)
-        _, proxy = binned([c["root_kl"] for c in curves], [c["proxy"] for c in curves], BINS)
-        out["curves"][name] = {
-            "root_kl": np.round(d, 3).tolist(),
-            "gold": np.round(gold, 4).tolist(),
-            "proxy": np.round(proxy, 4).tolist(),
+        tests = [seed["training"][name]["test"] for seed in each]
+        first = [seed["training"]["single"]["test"] for seed in each]
+        out["test"][name] = {k: interval([test[k] for test in tests]) for k in tests[0]}
+        for what in ("gold", "audit"):
+            gap = np.array([t[what] for t in tests]) - np.array([t[what] for t in first])
+            out["test"][name][f"{what} minus single's"] = interval(gap)
+        out["curves"][name] = curve_of([seed["training"][name] for seed in each], each)
+    return out
+
+
+def _cells(each: Sequence[Mapping[str, Any]], proxy: str, n: int) -> np.ndarray:
+    return np.array(
+        [
+            next(r["per_prompt"] for r in seed["best_of_n"] if (r["proxy"], r["n"]) == (proxy, n))
+            for seed in each
+        ]
+    )
+
+
+def curve_of(curves: Sequence[Mapping[str, Any]], each: Sequence[Mapping[str, Any]]) -> Any:
+    """Gold and proxy in bins of √KL, and Gao et al.'s form d (α − β log d) through the gains."""
+    places = [c["root_kl"] for c in curves]
+    d, gold = binned(places, [c["gold"] for c in curves], BINS)
+    _, proxy = binned(places, [c["proxy"] for c in curves], BINS)
+    out: dict[str, Any] = {
+        "root_kl": np.round(d, 3).tolist(),
+        "gold": np.round(gold, 4).tolist(),
+        "proxy": np.round(proxy, 4).tolist(),
+    }
+    if len(d) >= 3:
+        start = float(np.mean([seed["start"] for seed in each]))
+        fit = fit_overoptimisation(d, gold - start, "rl")
+        out["fit"] = {
+            "alpha": round(fit.alpha.value, 3),
+            "beta": round(fit.beta.value, 3),
+            "beta_interval": [round(fit.beta.low, 3), round(fit.beta.high, 3)],
         }
-        start = float(np.mean([s["start"] for s in each]))
-        if len(d) >= 3:
-            fit = fit_overoptimisation(d, gold - start, "rl")
-            out["curves"][name]["fit"] = {
-                "alpha": round(fit.alpha.value, 3),
-                "beta": round(fit.beta.value, 3),
-                "beta_interval": [round(fit.beta.low, 3), round(fit.beta.high, 3)],
-            }
     return out
 
 
@@ -174,7 +185,8 @@ def main() -> None:
     """Read the runs, write numbers and figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", default=os.environ.get("ALIGNLAB_RUNS", "runs"))
-    parser.add_argument("--study", default="rm_overoptimization")
+    parser.add_argument("--study", default="rm_overoptimization", help="its name, or a beginning")
+    parser.add_argument("--name", default="", help="put before the names of the files")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     seeds = {}
@@ -192,9 +204,15 @@ def main() -> None:
     if not seeds:
         raise SystemExit(f"no whole seed of {options.study} in {options.store}")
     summary = summary_of(seeds)
+    for seed in seeds.values():  # cells by prompt are in the run folders; here they would be long
+        for row in seed["best_of_n"]:
+            del row["per_prompt"]
+        for run in seed["training"].values():
+            run["test"] = {k: float(np.mean(v)) for k, v in run["test"].items()}
+            run.update({k: np.round(run[k], 4).tolist() for k in ("root_kl", "gold", "proxy")})
     text = json.dumps({"summary": summary, "seeds": seeds}, separators=(",", ":"), default=float)
-    (HERE / "results.json").write_text(text + "\n", encoding="utf-8")
-    draw(seeds, summary, HERE / "overoptimisation.png")
+    (HERE / f"{options.name}results.json").write_text(text + "\n", encoding="utf-8")
+    draw(seeds, summary, HERE / f"{options.name}overoptimisation.png")
     print(json.dumps(summary, indent=1, ensure_ascii=False))
 
 
