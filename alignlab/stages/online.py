@@ -14,7 +14,7 @@ from alignlab.data.sources.source import policy_prompts
 from alignlab.engine.work import Micro
 from alignlab.errors import ConfigError
 from alignlab.spec import Spec, build
-from alignlab.stages.session import Metrics, inspect, keep_card, split
+from alignlab.stages.session import Metrics, inspect, keep_card, parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -201,13 +201,12 @@ def token_outputs(
 ) -> list[Tensor]:
     """Per-token outputs (log-probs, values) of every completion, without gradients."""
     out: dict[int, list[Tensor]] = {}
-    position = {id(g): i for i, g in enumerate(groups)}
     with torch.no_grad(), backbone.view(view) as active:
-        for part in split(groups, engine.token_budget):
+        for positions, part in parts(groups, engine.token_budget):
             batch = flatten(part).to(engine.workers().device)
             pieces = iter(read(active, batch).float().cpu().split(batch.lengths.tolist()))
-            for group in part:
-                out[position[id(group)]] = [next(pieces) for _ in group.completions]
+            for position, group in zip(positions, part, strict=True):
+                out[position] = [next(pieces) for _ in group.completions]
     return [piece for i in range(len(groups)) for piece in out[i]]
 
 
@@ -235,11 +234,10 @@ def pack_experience(
     """Make the own micro-batches of the ``chosen`` groups, with the named token statistics."""
     device = engine.workers().device
     chosen = engine.workers().share(chosen)
-    index = {id(experience.groups[g]): g for g in chosen}
     sources = {"old": experience.old, "reference": experience.reference, **experience.tokens}
     micros = []
-    for part in split([experience.groups[g] for g in chosen], engine.token_budget):
-        completions = experience.completions_of([index[id(g)] for g in part])
+    for positions, part in parts([experience.groups[g] for g in chosen], engine.token_budget):
+        completions = experience.completions_of([chosen[i] for i in positions])
         tokens = {
             name: torch.cat([sources[name][c] for c in completions]).to(device)
             for name in names

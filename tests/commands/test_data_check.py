@@ -262,7 +262,7 @@ def test_the_page_holds_hostile_text(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "\\x00" in read.text
     assert "special_token_in_text" in read.text
     assert "http" not in text.replace("http-equiv", "")
-    assert "prefers-color-scheme" in text
+    assert "light-dark(" in text
     assert "@media print" in text
     assert len(text) < 200_000
 

@@ -36,7 +36,9 @@ def check(results: dict) -> None:
         low, high = row["spread"]["ours"]
         assert low <= row["ours"] <= high
         assert row["peak_memory"]["ours"] > row["peak_memory"]["imports"]["ours"] > 0
-        assert row["tuned_options"]["dtype"] in ("bfloat16", "amp", "float32")
+        options = row["tuned_options"]
+        # TRL's own defaults may be the best of what was tried
+        assert options == {"default": True} or options["dtype"] in ("bfloat16", "amp", "float32")
 
 
 def test_recorded_results_keep_the_contract():

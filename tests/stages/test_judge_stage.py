@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,12 +154,28 @@ def test_the_reference_answers_are_the_opponent(chain: Chain, both: dict[str, Ru
     assert run.record["opponent"] == "reference answers"
 
 
-def test_a_reward_run_of_the_study_judges(chain: Chain, both: dict[str, Run]) -> None:
+@pytest.fixture
+def configured() -> Iterator[Callable[[Run, Any], None]]:
+    """Give a run its config.json, as a command would; taken away again: the chain is shared."""
+    written: list[Path] = []
+
+    def write(run: Run, config: Any) -> None:
+        written.append(run.path / "config.json")
+        written[-1].write_text(json.dumps(config), encoding="utf-8")
+
+    yield write
+    for file in written:
+        file.unlink()
+
+
+def test_a_reward_run_of_the_study_judges(
+    chain: Chain, both: dict[str, Run], configured: Callable[[Run, Any], None]
+) -> None:
     made = stage(reward_judge(None), "samples", "opponent", "judge")
     assert made.fingerprint() == ""
     reward = chain.reward
     config = typed.to_mapping(chain.lab.stage("reward"))
-    (reward.path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    configured(reward, config)
     run = chain.lab.run(made, {**both, "judge": reward})
     proxy = [
         {(r["prompt_id"], r["sample"]): r["proxy"] for r in both[role].samples()}
@@ -176,13 +194,13 @@ def test_a_reward_run_of_the_study_judges(chain: Chain, both: dict[str, Run]) ->
 
 
 def test_a_judge_that_the_policy_was_trained_on_is_named(
-    chain: Chain, both: dict[str, Run], trained: Run
+    chain: Chain, both: dict[str, Run], trained: Run, configured: Callable[[Run, Any], None]
 ) -> None:
     matches = chain.lab.stage("annotate").annotator.arguments["reward"]
     spec = Spec("x.RewardJudge", {"reward": matches, "margin": 0.0})
     inputs = {"annotations": chain.annotations}
     config = typed.to_mapping(chain.lab.stage("annotate"))
-    (chain.annotations.path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    configured(chain.annotations, config)
     assert set(ancestors(trained)) >= {chain.annotations.name, chain.sft.name}
     assert trained_on(both["samples"], spec, None) == inputs["annotations"].name
     other = Spec("x.RewardJudge", {"reward": Spec(LENGTH["_target_"], {"target_words": 9})})

@@ -30,7 +30,7 @@ def test_the_file_is_parsed_once_for_all_stages(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{**row, "id": f"other {row['id']}"} for row in rows_of(chain.annotations)]
-    run = copy_of(chain, "0a0a0a", rows)
+    run = copy_of(chain, "0c0d0e", rows)
     parsed: list[Any] = []
     parse = annotations._token_groups
     monkeypatch.setattr(
@@ -48,7 +48,7 @@ def test_the_file_is_parsed_once_for_all_stages(
         assert given == [row["completion_ids"] for row in wanted]
         assert [list(g.verdict.ranks) for g in groups] == [r["verdict"]["ranks"] for r in wanted]
         assert [dict(g.meta) for g in groups] == [row["meta"] for row in wanted]
-    changed = copy_of(chain, "0a0a0a", rows[:-1])  # another content is another entry
+    changed = copy_of(chain, "0c0d0e", rows[:-1])  # another content is another entry
     assert len(read(changed, "train")) + len(read(changed, "validation")) == len(rows) - 1
     assert len(parsed) == 2
 

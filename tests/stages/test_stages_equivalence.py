@@ -350,5 +350,7 @@ def assert_lines_equal(one: Run, other: Run) -> None:
         for name in mine.keys() - {"time", "split", "tokens_per_second"}:
             assert theirs[name] == pytest.approx(mine[name], rel=1e-4, abs=1e-5), name
     assert other.summary() == pytest.approx(one.summary(), rel=1e-4, abs=1e-5)
-    mine, theirs = ({k: v for k, v in r.record.items() if k != "summary"} for r in (one, other))
+    # How full the micro-batches were depends on the token budget, which differs here.
+    apart = {"summary", "packing"}
+    mine, theirs = ({k: v for k, v in r.record.items() if k not in apart} for r in (one, other))
     assert mine == theirs
