@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from alignlab.stages.reference import ReferenceLogps
     from alignlab.stages.session import Metrics, OfflineWork, Packed
 
+SPELLED = {"simpo": "SimPO", "slic": "SLiC"}  # methods that are not all capitals
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preference(Stage):
@@ -180,7 +182,8 @@ class Preference(Stage):
     def name(self) -> str:
         """Short name for tables: the function and its hyperparameters."""
         arguments = ", ".join(f"{k}={v}" for k, v in self.objective.arguments.items())
-        return f"{self.objective.target.rsplit('.', 1)[-1].upper()} ({arguments})"
+        function = self.objective.target.rsplit(".", 1)[-1]
+        return f"{SPELLED.get(function, function.upper())} ({arguments})"
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """The compared completions of every annotated prompt, at the length limits."""

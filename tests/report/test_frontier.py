@@ -56,8 +56,20 @@ def test_families_are_curves_by_kl(plane):
     assert ppo.line.value[0] == pytest.approx(plane.baseline.value("gold"))
     at = np.interp([math.sqrt(k) for k in kls], ppo.line.at, ppo.line.value)
     assert at == pytest.approx([p.gold.value for p in ppo.points], abs=0.02)
-    assert (ppo.line.low <= ppo.line.value).all()
-    assert (ppo.line.value <= ppo.line.high).all()
+    banded = ~np.isnan(ppo.line.low)
+    assert (ppo.line.low <= ppo.line.value)[banded].all()
+    assert (ppo.line.value <= ppo.line.high)[banded].all()
+
+
+def test_a_band_ends_where_a_seed_ends(plane):
+    """Beyond the KL that every seed reaches there is a line of means and no band."""
+    ppo = curve(plane, "PPO")
+    ends = ppo.drawn.points.per_seed[:, :, 0].max(axis=1)
+    banded = ~np.isnan(ppo.line.low)
+    assert banded[0]
+    assert ppo.line.at[banded][-1] ** 2 <= min(ends)
+    assert not banded[ppo.line.at**2 > min(ends)].any()
+    assert not np.isnan(ppo.line.value).any()
 
 
 def test_the_planted_hump_is_found(plane):

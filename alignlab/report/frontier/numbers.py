@@ -105,7 +105,10 @@ def _curve(
 
 
 def _line(drawn: Sampled) -> Band:
-    """Gold at equal KL along the curve, with a pointwise band."""
+    """Gold at equal KL along the curve, with a pointwise band as far as every seed reaches.
+
+    Beyond, a few seeds with few degrees of freedom would widen it until it hides the others'.
+    """
     last = float(np.sqrt(max(drawn.points.value[:, 0].max(), 0.0)))
     first = 0.0 if drawn.anchored else float(np.sqrt(max(drawn.points.value[:, 0].min(), 0.0)))
     at = np.linspace(first, last, GRID)
@@ -113,6 +116,8 @@ def _line(drawn: Sampled) -> Band:
     inner[-1] *= 1 - 1e-9
     found = estimates(drawn, drawn.points, lambda p: st.value_at_kl(p, inner**2))
     low, high = (np.array([getattr(i, end) for i in found]) for end in ("low", "high"))
+    few = np.array([i.seeds for i in found]) < max(i.seeds for i in found)
+    low[few] = high[few] = np.nan
     return Band(at, np.array([i.value for i in found]), low, high)
 
 

@@ -69,8 +69,9 @@ def _fits(plane: Plane) -> list[Row]:
             "form": "d (α − β log d)" if fit.form == "rl" else "d (α − β d)",
             **_spread("alpha", fit.alpha),
             **_spread("beta", fit.beta),
-            **_spread("peak_root_kl", fit.peak_d),
-            **_spread("peak_gain", fit.peak_r),
+            # A form that turns beyond all points has its peak nowhere in particular.
+            **_spread("peak_root_kl", fit.peak_d if fit.humps > 0.5 else None),
+            **_spread("peak_gain", fit.peak_r if fit.humps > 0.5 else None),
             "peak_within_range": fit.humps,
             "chi2_per_freedom": curve.misfit if reward == "gold" else math.nan,
             **_spread("change_after_peak", curve.past if reward == "gold" else curve.proxy_past),
