@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ import pytest
 from alignlab.evaluation.checkers import ifbench_format, ifbench_words
 from alignlab.evaluation.checkers.registry import CHECKERS, Undecidable, follows
 
-FILE = Path("/work/shared/data/ifbench/IFBench_test.jsonl")
-if not FILE.exists():  # beside the repository, as everywhere
-    FILE = Path(__file__).resolve().parents[2].parent / "shared/data/ifbench/IFBench_test.jsonl"
+BESIDE = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+FILE = Path(os.environ.get("ALIGNLAB_SHARED_DATA", BESIDE)) / "ifbench" / "IFBench_test.jsonl"
 NO_CHECKER = {"words:start_verb", "words:odd_even_syllables"}
 LINES = ["Zimbabwe", *(f"{c}{n}" for c in "YXWVUT" for n in range(9, 0, -1)), "Algeria"]
 OPTIONS = "".join(f"\n{letter}) x" for letter in "ABCDE")
