@@ -49,14 +49,16 @@ def write_documents(
     lines = [f"# {escape_markdown(clean(study))}", f"**{_md(sentences[0])}**"]
     lines += [_md(sentence) for sentence in sentences[1:]]
     for chapter in chapters:
-        lines += [f"## {_md(chapter.title)}", *_markdown_chapter(chapter)]
+        if shown := _markdown_chapter(chapter):  # samples are for the page alone
+            lines += [f"## {_md(chapter.title)}", *shown]
     lines += ["## What could be wrong with this comparison", _markdown_doubts(concerns)]
     text = "\n\n".join(line for line in lines if line)
     (folder / "report.md").write_text(text + "\n", encoding="utf-8")
 
     body = [_tex(" ".join(sentences))]
     for chapter in chapters:
-        body += [rf"\section*{{{_tex(chapter.title)}}}", *_latex_chapter(chapter, folder)]
+        if shown := _latex_chapter(chapter, folder):
+            body += [rf"\section*{{{_tex(chapter.title)}}}", *shown]
     body += [r"\section*{What could be wrong with this comparison}", _latex_doubts(concerns)]
     page = LATEX.substitute(
         title=_tex(study), date=_tex(created), body="\n\n".join(part for part in body if part)
@@ -76,7 +78,9 @@ def _markdown_chapter(chapter: Chapter) -> list[str]:
     shown = [f"![{_md(chapter.title)}: {name}]({name}.png)" for name in _few(chapter)]
     for stem, rows in chapter.part.tables.items():
         if 0 < len(rows) <= READABLE:
-            shown += [markdown(rows).rstrip(), f"[{stem}.csv](tables/{stem}.csv)"]
+            shown.append(markdown(rows).rstrip())
+        if rows:
+            shown.append(f"[{stem}.csv](tables/{stem}.csv), {len(rows):,} rows")
     return shown
 
 
@@ -101,8 +105,10 @@ def _latex_chapter(chapter: Chapter, folder: Path) -> list[str]:
         f"\\includegraphics[width=0.85\\linewidth]{{{_file(name, folder)}}}\n\\end{{figure}}"
         for name in _few(chapter)
     ]
-    for rows in chapter.part.tables.values():
-        if 0 < len(rows) <= READABLE:
+    for stem, rows in chapter.part.tables.items():
+        if len(rows) > READABLE:
+            shown.append(_tex(f"The {len(rows):,} rows of {stem} are in tables/{stem}.csv."))
+        elif rows:
             wide = len(readable(rows).head) > SIDEWAYS
             table = latex(rows).rstrip()
             fitted = f"\\resizebox{{\\linewidth}}{{!}}{{%\n{table}}}" if wide else table

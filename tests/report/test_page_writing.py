@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
+import subprocess
 
 import pyarrow.parquet as pq
 import pytest
@@ -138,6 +140,24 @@ def test_report_tex_is_whole(folder):
     assert "toprule" in used
     assert "booktabs" in text
     assert not re.search(r"[^\x00-\xff]", text)  # pdflatex knows no other signs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_report_tex_compiles(folder, tmp_path):
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error",
+               f"-output-directory={tmp_path}", "report.tex"]  # fmt: skip
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stdout.decode("latin-1")[-2000:]
+    assert (tmp_path / "report.pdf").stat().st_size > 10_000
+
+
+def test_a_heading_has_something_below_it(folder):
+    source = (folder / "report.tex").read_text(encoding="utf-8")
+    assert len(re.findall(r"\\section\*", source)) > 4
+    assert not re.search(r"\\section\*\{[^}]*\}\s*\\(section|end\{document)", source)
+    plain = (folder / "report.md").read_text(encoding="utf-8")
+    assert not re.search(r"^## .*\s+^## ", plain, flags=re.M)
 
 
 def test_every_table_is_balanced_latex(folder):
