@@ -13,6 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from alignlab.data.group import TokenGroup
+from alignlab.data.pack import group_tokens
 from alignlab.data.token_shards import Shard, read_arrays, read_shard, write_arrays, write_shard
 
 SHARD = 2048  # groups of one file that `keep` writes
@@ -97,6 +98,10 @@ class Mapped(_Groups):
         """Tokens of every group (rows,), prompt once and all completions: what packing needs."""
         return joined([shard.sizes for shard in self.shards])
 
+    def counts(self) -> np.ndarray:
+        """Completions of every group (rows,)."""
+        return joined([np.diff(shard.arrays["first"]) - 1 for shard in self.shards])
+
 
 @dataclass(frozen=True, eq=False)
 class Selection(_Groups):
@@ -174,3 +179,21 @@ def kept(folder: Path, key: str) -> tuple[Mapped, Mapping[str, Any]] | None:
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Arrays end to end, int64 if there are none."""
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def sizes_of(groups: Sequence[TokenGroup]) -> np.ndarray:
+    """Tokens of every group (rows,), prompt once and all completions; mapped ones are not read."""
+    if isinstance(groups, Mapped):
+        return groups.sizes()
+    if isinstance(groups, Selection) and groups.change is None:
+        return sizes_of(groups.groups)[groups.positions]
+    return np.fromiter(map(group_tokens, groups), np.int64, len(groups))
+
+
+def completion_counts(groups: Sequence[TokenGroup]) -> np.ndarray:
+    """Completions of every group (rows,); mapped ones are not read."""
+    if isinstance(groups, Mapped):
+        return groups.counts()
+    if isinstance(groups, Selection) and groups.change is None:
+        return completion_counts(groups.groups)[groups.positions]
+    return np.fromiter((len(group.completions) for group in groups), np.int64, len(groups))

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
 
 from alignlab.data.gate import gate as gate_module
 from alignlab.data.gate.finding import Finding, Need
 from alignlab.data.gate.gate import Gate
+from alignlab.data.gate.left_out import left_out
 from alignlab.data.group import PromptGroup
 from alignlab.data.mapped import Mapped, Places, joined
 from alignlab.data.prepared_shards import Maker
 from alignlab.data.sources.source import Carded
 from alignlab.data.template import Tokenization
 from alignlab.data.token_shards import Arrays, Shard, read_arrays, read_shard, write_arrays
+from alignlab.lease import held
 
 if TYPE_CHECKING:
     from alignlab.data.gate.limits import Limits
@@ -107,7 +108,7 @@ def prepare(
     key = hashlib.sha256(repr([*said, *origin]).encode()).hexdigest()[:32]
     path = cache / "tokens" / f"{key}.set"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # one process prepares, the others wait for it and read
+    with held(path.with_suffix(".lease")):  # one process prepares, the others wait and read
         if (known := read_arrays(path)) and (found := _open(known, cache / "tokens", began)):
             return found
         stream = source.stream(split)
@@ -120,7 +121,8 @@ def prepare(
             limits=limits,
         )
         made, names = _pass(islice(stream, rows), tokenization, cache, gate, workers, began)
-        made.card = source.card() if isinstance(source, Carded) else None
+        made.findings = (*left_out(source, (split, *held_out), limits), *made.findings)
+        made.card = (source.card() or None) if isinstance(source, Carded) else None
         _write(path, made, names)
     return made
 

@@ -7,10 +7,10 @@ shard and no other.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,6 +23,7 @@ from alignlab.data.group import PromptGroup, TokenGroup
 from alignlab.data.template import Tokenization
 from alignlab.data.token_shards import FORMAT, Shard, read_shard, write_shard
 from alignlab.errors import DataError
+from alignlab.files import now_of
 
 LEAST, MEAN, MOST = 512, 2048, 8192  # rows of a shard; a power of two between the bounds
 MOST_CHARACTERS = 2**22  # ends a shard of long rows: about a million tokens
@@ -166,10 +167,11 @@ def _wait(work: Future[None]) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left behind."""
+    """Remove what writers that were killed left behind, old by the clock of the file system."""
     for left in folder.glob(".*.part"):
-        if time.time() - left.stat().st_mtime > STALE:
-            left.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # its writer is done, or another one sweeps
+            if now_of(folder) - left.stat().st_mtime > STALE:
+                left.unlink()
 
 
 @contextmanager

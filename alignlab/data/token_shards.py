@@ -7,18 +7,19 @@ damaged later does not fit its hash and counts as missing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import mmap
 import os
 import pickle
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -55,15 +56,31 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping[st
     head = json.dumps({**about, "notes": notes}, ensure_ascii=False).encode()
     head += b" " * (-(len(head) + 1) % _ALIGN) + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.part")
-    with beside.open("wb") as file:
-        file.write(head)
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array).data)
-            file.write(b"\x00" * (-array.nbytes % _ALIGN))
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(head)
+            for array in arrays.values():
+                file.write(np.ascontiguousarray(array).data)
+                file.write(b"\x00" * (-array.nbytes % _ALIGN))
+            file.flush()
+            os.fsync(file.fileno())
+        _put(beside, path)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def _put(beside: Path, path: Path) -> None:
+    """Give a written file its name, unless a whole one has it already.
+
+    Another machine may have that one mapped, and would lose what it has not read yet.
+    """
+    try:
+        os.link(beside, path)
+    except OSError:  # it is there, or there are no links here
+        if read_arrays(path) is None:
+            beside.replace(path)
 
 
 def read_arrays(path: Path) -> Arrays | None:

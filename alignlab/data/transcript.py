@@ -122,8 +122,10 @@ def _answer_messages(answer: str) -> tuple[Message, ...]:
 
 def _to_text(messages: tuple[Message, ...]) -> str:
     return "".join(
-        f"\n\n{_SPEAKER[m['role']]}: {m['content']}" if m["role"] in _SPEAKER else m["content"]
-        for m in messages
+        f"\n\n{_SPEAKER[m['role']]}: {m['content']}"
+        if m["role"] in _SPEAKER
+        else "\n\n" * bool(number) + m["content"]
+        for number, m in enumerate(messages)
     )
 
 

@@ -22,9 +22,10 @@ COMMON = {
     "share": True,
     "allow_test": False,
     "limit": {},
+    "bad_rows": "refuse",
 }
 OWN = {
-    File: {"path": "", "validation_path": None, "test_path": None},
+    File: {"path": "", "validation_path": None, "test_path": None, "encoding": "utf-8"},
     Hub: {
         "id": "x/y",
         "config": None,

@@ -6,6 +6,7 @@ import pytest
 from format_rows import U2, A, B, S, U, group, said, share
 
 from alignlab.data.formats.registry import read
+from alignlab.data.transcript import with_style
 from alignlab.errors import DataError
 
 CALL = {"type": "function", "id": "c1", "function": {"name": "f", "arguments": {"x": 1}}}
@@ -301,3 +302,25 @@ def test_chat_logs():
         group({"messages": log(("x", "q"), ("y", "a"), ("z", "b"))})
     with pytest.raises(DataError, match="a chat of two senders; 0 wrote"):
         group({"messages": log(("x", " "))})
+
+
+def test_examples_that_openai_writes_as_system_messages():
+    """{"role": "system", "name": "example_user"}: turns that show how it is done."""
+    shown = [
+        S,
+        said("system", "abc", name="example_user"),
+        said("system", "cba", name="example_assistant"),
+        U,
+    ]
+    made = group({"input": shown, "ideal": "zyx"})
+    assert [message["role"] for message in made.prompt] == ["system", "user", "assistant", "user"]
+    assert [message["content"] for message in made.prompt] == ["s", "abc", "cba", "q"]
+
+
+def test_a_later_system_message_has_a_place_in_a_text():
+    row = {"messages": [U, A, S, U2, B]}
+    with pytest.raises(DataError, match=r"To train on texts: data\.style=text\."):
+        read("messages", row)
+    made = with_style(read("messages", row, transcript=True), "text")
+    assert made.prompt == "\n\nHuman: q\n\nAssistant: a\n\ns\n\nHuman: q2\n\nAssistant:"
+    assert made.completions == (" b",)

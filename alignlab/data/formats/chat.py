@@ -42,6 +42,10 @@ def is_message(value: Any) -> bool:
     return isinstance(value, dict) and ("role" in value or "from" in value)
 
 
+# OpenAI writes examples of a conversation as system messages with these names.
+_EXAMPLES = {"example_user": "user", "example_assistant": "assistant"}
+
+
 def messages_of(field: str, value: Any) -> tuple[Message, ...]:
     """Return the messages of a field in one spelling, their tool calls linked to the results.
 
@@ -138,7 +142,7 @@ def _role(where: str, message: dict[str, Any]) -> str:
     if role is None:
         known = f"{did_you_mean(spelling.lower(), ROLES)} Known: {', '.join(ROLES)}."
         raise DataError(f"{where}: the {key} '{spelling:.40}' is unknown.{known}")
-    return role
+    return _EXAMPLES.get(str(message.get("name")), role) if role == "system" else role
 
 
 def _weight(where: str, message: dict[str, Any]) -> dict[str, int]:
@@ -184,8 +188,10 @@ def _blocks(where: str, made: Message, blocks: Sequence[Any]) -> list[Message]:
     return [*results, made]
 
 
-def check_order(group: PromptGroup) -> None:
+def check_order(group: PromptGroup, *, transcript: bool = False) -> None:
     """Refuse conversations that a chat template would write wrongly, or not at all.
+
+    A ``transcript`` is written without a template and may have a system message anywhere.
 
     Raises:
         DataError: a system message after the first, an assistant that speaks first, a tool's
@@ -194,19 +200,22 @@ def check_order(group: PromptGroup) -> None:
     """
     if isinstance(group.prompt, str):
         return
-    _check_turns(group.prompt)
+    _check_turns(group.prompt, transcript)
     for completion in group.completions:
         if isinstance(completion, tuple):
-            _check_turns((*group.prompt, *completion), start=len(group.prompt))
+            _check_turns((*group.prompt, *completion), transcript, start=len(group.prompt))
 
 
-def _check_turns(messages: Sequence[Message], start: int = 0) -> None:
+def _check_turns(messages: Sequence[Message], transcript: bool, start: int = 0) -> None:
     before = messages[start - 1] if start else None
     for number in range(start, len(messages)):
         message, last = messages[number], number == len(messages) - 1
         role, place = message["role"], f"message {number + 1} ({message['role']})"
-        if role == "system" and number:
-            raise DataError(f"{place}: a system message may only be the first one.")
+        if role == "system" and number and not transcript:
+            raise DataError(
+                f"{place}: a system message may only be the first one, since chat templates leave "
+                "others out or refuse them. To train on texts: data.style=text."
+            )
         if role == "assistant" and (before is None or (number == 1 and before["role"] == "system")):
             raise DataError(
                 f"{place}: the assistant speaks first, an answer but no prompt. Drop that "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
@@ -19,6 +20,22 @@ _ANSWERS = (
     *chain.from_iterable(SIDES),
 )
 _STATE = "state the format: data.format={}"
+
+
+def choose_most(rows: Sequence[Row], formats: Mapping[str, Format]) -> tuple[str, dict[int, str]]:
+    """Return the format that most of the rows are of, and what each row of another one looks like.
+
+    Raises:
+        DataError: as `choose`, of the rows of that format alone.
+    """
+    found = [best(row, formats) for row in rows]
+    votes = Counter(names[0] for names in found if len(names) == 1)
+    if not votes:
+        return choose(rows, (), formats), {}
+    chosen = votes.most_common(1)[0][0]
+    own = [row for row, names in zip(rows, found, strict=True) if names in ([], [chosen])]
+    odd = {n: " or ".join(names) for n, names in enumerate(found) if names not in ([], [chosen])}
+    return choose(own, (), formats), odd
 
 
 def choose(rows: Sequence[Row], places: Sequence[str], formats: Mapping[str, Format]) -> str:

@@ -13,7 +13,7 @@ from typing import Literal
 from alignlab.data.formats import demonstrations, judged, pairs, prompts, shapes, writing
 from alignlab.data.formats.calls import tools_of
 from alignlab.data.formats.chat import check_order
-from alignlab.data.formats.detection import choose, looks_like
+from alignlab.data.formats.detection import choose, choose_most, looks_like
 from alignlab.data.formats.fields import (
     ANSWERS,
     BESIDE,
@@ -177,8 +177,22 @@ def detect(rows: Sequence[Row], places: Sequence[str] = ()) -> str:
     return choose(rows[:100], places, FORMATS)
 
 
+def detect_most(rows: Sequence[Row]) -> tuple[str, dict[int, str]]:
+    """Return the format of most rows, and for each row of another one (by position) which.
+
+    Raises:
+        DataError: no format fits any row, or a field looks like a misspelt one.
+    """
+    return choose_most(rows[:100], FORMATS)
+
+
 def read(
-    name: str, row: Row, *, turns: Turns = "all", weights: Mapping[str, float] | None = None
+    name: str,
+    row: Row,
+    *,
+    turns: Turns = "all",
+    weights: Mapping[str, float] | None = None,
+    transcript: bool = False,
 ) -> PromptGroup:
     """Read one row in a named format; fields that the format does not use become ``meta``.
 
@@ -187,6 +201,7 @@ def read(
         row: field -> value.
         turns: of a conversation, train on ``all`` turns of the assistant or on the ``last`` one.
         weights: attribute -> weight; scores become the weighted sum of the attributes.
+        transcript: messages will become text, so that no chat template has to write them.
 
     Raises:
         DataError: the row is not of this format; says what is wrong and what the row looks like.
@@ -199,7 +214,7 @@ def read(
         for one in form.needs:
             one.check(row, name)
         group = form.read(row)
-        check_order(group)
+        check_order(group, transcript=transcript)
         tools = group.tools or tools_of(row)
     except DataError as error:
         raise DataError(f"{error}{looks_like(row, name, FORMATS)}") from error

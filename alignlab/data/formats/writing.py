@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def write(groups: Iterable[PromptGroup], path: Path) -> int:
 
     Values of ``meta`` that JSON does not know (dates, for example) are written as text.
     """
-    beside = path.with_name(f".{path.name}.part")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:16]}.part")
     count = 0
     with beside.open("w", encoding="utf-8", errors="surrogatepass") as stream:
         for group in groups:

@@ -17,18 +17,19 @@ class Finding:
     severity: Severity
     code: str
     count: int  # rows that show it
-    rows: tuple[int, ...]  # the first few
+    rows: tuple[int, ...]  # the first few; none where rows were left out before they had a number
     message: str
     advice: str
-    places: tuple[str, ...] = ()  # file and line of ``rows``, "" where a row has none
+    places: tuple[str, ...] = ()  # file and line of the first few, "" where a row has none
 
     def where(self) -> str:
         """Name the first rows: by file and line where they have one, else by their number."""
-        if not self.rows:
+        if not self.rows and not self.places:
             return ""
-        known = [
-            place or f"row {row}" for place, row in zip(self._places(), self.rows, strict=True)
-        ]
+        known = list(self.places)  # of rows that were never numbered
+        if self.rows:
+            named = zip(self._places(), self.rows, strict=True)
+            known = [place or f"row {row}" for place, row in named]
         starts = {place.rpartition(" ")[0] for place in known}
         if len(known) > 1 and len(starts) == 1:  # "pairs.jsonl, line 3, 9, 12"
             [start] = starts

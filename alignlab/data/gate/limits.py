@@ -32,6 +32,7 @@ class Share:
 class Limits:
     """Limits of every check that asks "how many"; the other checks stop at the first row."""
 
+    left_out: Share = Share(warn=0.0, error=0.05)  # of the rows, with data.bad_rows=leave_out
     prompt_truncated: Share = Share(warn=0.0, error=None)  # of the prompts
     completion_truncated: Share = Share(warn=0.0, error=None)  # of the completions
     tokens_truncated: Share = Share(warn=0.25, error=None)  # of all tokens

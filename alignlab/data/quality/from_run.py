@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 from alignlab import files
 from alignlab.data.group import DEMONSTRATION, PromptGroup, Text, Verdict
 from alignlab.data.quality.self_instruct import instructions
+from alignlab.data.rows.bad_rows import Losses
+from alignlab.data.sources.source import left_out_of
 from alignlab.errors import DataError, did_you_mean
 from alignlab.run import Run, Store, content_key
 from alignlab.spec import Spec, build
@@ -75,6 +77,10 @@ class FromRun:
                 continue
             group = _group(row, f"{self.run}, line {number}")
             yield from self._rows(group, row["truncated"], split)
+
+    def left_out(self, split: str) -> Losses | None:
+        """Return what the origin left out of a split that is its own."""
+        return left_out_of(self._origin, split)
 
     def _rows(self, group: PromptGroup, truncated: list[bool], split: str) -> Iterator[PromptGroup]:
         if self.read == "instructions":

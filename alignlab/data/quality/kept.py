@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from alignlab.data.group import PromptGroup, Verdict
 from alignlab.data.token_shards import dump_plain, load_plain, read_arrays, write_arrays
 from alignlab.errors import DataError
+from alignlab.lease import held
 from alignlab.run import Store
 
 Effects = list[dict[str, Any]]
@@ -31,7 +31,7 @@ def made_once(
         return make()
     place = Store(Path(root).expanduser()).cache / "rows" / f"{key}.rows"
     place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{place}.lock"):
+    with held(place.with_suffix(".lease")):
         found = read(place)
         if found is None:
             found = make()

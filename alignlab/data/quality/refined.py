@@ -12,7 +12,8 @@ from alignlab import typed
 from alignlab.data.group import PromptGroup
 from alignlab.data.quality import kept
 from alignlab.data.quality.step import HELD_OUT, CrossStep, Step, StepEffect
-from alignlab.data.sources.source import SPLITS
+from alignlab.data.rows.bad_rows import BAD_ROWS, Losses
+from alignlab.data.sources.source import SPLITS, left_out_of
 from alignlab.errors import ConfigError, DataError, did_you_mean
 from alignlab.run import content_key
 from alignlab.spec import Spec, build
@@ -93,6 +94,12 @@ class Refined:
         """Give the groups of `load` one by one; the split is in memory."""
         yield from self.load(split)
 
+    def left_out(self, split: str) -> Losses | None:
+        """Return what the source left out of a split that was loaded, before any step."""
+        effects = self._splits[split][1] if split in self._splits else []
+        read = [entry for entry in effects if entry["kind"] == BAD_ROWS]
+        return Losses.of_entry(read[0]) if read else None
+
     def card(self) -> dict[str, Any]:
         """Return what was done to each split loaded so far, as plain data for a run record.
 
@@ -106,7 +113,8 @@ class Refined:
     def _refine(self, split: str) -> tuple[list[PromptGroup], list[dict[str, Any]]]:
         groups = self._source.load(split)
         empty = not groups  # not every source has every split
-        effects: list[dict[str, Any]] = []
+        read = left_out_of(self._source, split)
+        effects: list[dict[str, Any]] = [read.entry()] if read is not None else []
         for name, step in self._chosen.items():
             if split not in step.splits:
                 continue

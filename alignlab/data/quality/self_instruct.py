@@ -19,6 +19,8 @@ from typing import Annotated, Any
 from alignlab.data.group import PromptGroup
 from alignlab.data.quality.step import Reason, Step, StepEffect, sieve
 from alignlab.data.quality.texts import excerpt, plain, words
+from alignlab.data.rows.bad_rows import Losses
+from alignlab.data.sources.source import left_out_of
 from alignlab.errors import DataError, did_you_mean
 from alignlab.run import content_key
 from alignlab.spec import Spec, build
@@ -60,6 +62,10 @@ class FewShot:
         if len(pool) < self.shots:
             raise DataError(f"{len(pool)} seed tasks are too few for shots={self.shots}.")
         return [self._prompt(number, pool) for number in range(self.count)]
+
+    def left_out(self, split: str) -> Losses | None:
+        """Return what the source left out of the seed tasks, or of a held-out split."""
+        return left_out_of(self._source, "sft" if split in ("preference", "unlabeled") else split)
 
     def stream(self, split: str) -> Iterator[PromptGroup]:
         """Give the prompts of `load` one by one."""

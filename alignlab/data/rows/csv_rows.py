@@ -9,23 +9,27 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from alignlab.data.rows.bad_rows import InFile
 from alignlab.data.rows.kinds import delimiter_of
 from alignlab.data.rows.limits import LIMITS, MIB
 from alignlab.data.rows.lines import lines_of
 from alignlab.errors import DataError
 
 
-def csv_rows(stream: io.BufferedReader, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def csv_rows(stream: io.BufferedReader, file: InFile) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, row) of a table whose first line names the fields; place is a row's first line.
 
-    A cell that is a JSON list or object is parsed, all others are text.
+    A cell that is a JSON list or object is parsed, all others are text. A quote that is not closed
+    takes all that follows with it, so it is no bad row but the end.
 
     Raises:
         DataError: a name occurs twice in the header, a row has another number of values, or a
             quote is not closed; names the line.
     """
     csv.field_size_limit(LIMITS.line_bytes)
-    texts = (text + "\n" for _, text in lines_of(stream, where))
+    where = file.where
+    damaged: dict[int, str] | None = {} if file.bad.leave_out else None
+    texts = (text + "\n" for _, text in lines_of(stream, file, damaged))
     first = next(texts, "")
     delimiter = delimiter_of(first)
     reader = csv.reader(itertools.chain([first], texts), delimiter=delimiter, strict=True)
@@ -35,24 +39,35 @@ def csv_rows(stream: io.BufferedReader, where: str) -> Iterator[tuple[str, dict[
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise DataError(f"{where}, line {line}: {_csv_advice(error)}") from error
+            advice = _csv_advice(error)
+            if not names or advice is _OPEN:
+                raise DataError(f"{where}, line {line}: {advice}") from error
+            file.take(f"line {line}", advice, error)
+            continue
         if cells is None:
             return
+        if damaged and (hurt := [n for n in damaged if line <= n <= reader.line_num]):
+            file.take(f"line {hurt[0]}", damaged[hurt[0]])
+            for number in hurt:
+                del damaged[number]
+            continue
         if not any(cells) and len(cells) <= 1:
             continue
         if not names:
             names = _header(cells, where)
             continue
         if len(cells) != len(names):
-            raise DataError(
-                f"{where}, line {line}: {len(cells)} values, not the {len(names)} that the header "
-                f"names ({', '.join(names)}). Quote texts that hold '{delimiter}' or line breaks."
+            file.take(
+                f"line {line}",
+                f"{len(cells)} values, not the {len(names)} that the header names "
+                f"({', '.join(names)}). Quote texts that hold '{delimiter}' or line breaks.",
             )
+            continue
         yield f"line {line}", dict(zip(names, map(_cell, cells), strict=True))
 
 
 def text_documents(
-    stream: io.BufferedReader, where: str, whole: bool
+    stream: io.BufferedReader, file: InFile, whole: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, {"text": document}): the whole file, or what blank lines separate.
 
@@ -61,21 +76,32 @@ def text_documents(
     """
     lines: list[str] = []
     size = start = 0
-    for number, text in lines_of(stream, where):
+    damaged: dict[int, str] | None = {} if file.bad.leave_out else None
+
+    def document() -> Iterator[tuple[str, dict[str, Any]]]:
+        hurt = [n for n in damaged or () if start <= n < start + len(lines)]
+        if damaged and hurt:
+            file.take(f"line {hurt[0]}", damaged[hurt[0]])
+            for one in hurt:
+                del damaged[one]
+        else:
+            yield f"line {start}", {"text": "\n".join(lines).rstrip("\n")}
+
+    for number, text in lines_of(stream, file, damaged):
         if text.strip() or (whole and lines):
             start = start or number
             lines.append(text.removesuffix("\r"))
             size += len(text)
             if size > LIMITS.line_bytes:
                 raise DataError(
-                    f"{where}, line {start}: a document of more than "
+                    f"{file.where}, line {start}: a document of more than "
                     f"{LIMITS.line_bytes // MIB} MiB. Part documents with blank lines."
                 )
         elif lines and not whole:
-            yield f"line {start}", {"text": "\n".join(lines).rstrip("\n")}
+            yield from document()
             lines, size, start = [], 0, 0
     if lines:
-        yield f"line {start}", {"text": "\n".join(lines).rstrip("\n")}
+        yield from document()
 
 
 def _header(cells: list[str], where: str) -> list[str]:
@@ -99,10 +125,13 @@ def _cell(value: str) -> Any:
     return value
 
 
+_OPEN = "a quote that opens in this row is not closed. Double the quotes inside a text."
+
+
 def _csv_advice(error: csv.Error) -> str:
     text = str(error)
     if "unexpected end of data" in text or "field larger" in text:
-        return "a quote that opens in this row is not closed. Double the quotes inside a text."
+        return _OPEN
     if "new-line character" in text:
         return "lines that end in CR alone. Convert the file: tr '\\r' '\\n' < OLD > NEW."
     return f"not a row of a table ({text}). Double the quotes inside a quoted text."

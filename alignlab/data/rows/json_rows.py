@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from alignlab.data.rows.json_values import DECODER, by_id, check, parse, reason_of
+from alignlab.data.rows.bad_rows import InFile
+from alignlab.data.rows.json_values import DECODER, LENIENT, by_id, check, parse, reason_of
 from alignlab.data.rows.limits import LIMITS, MIB
 from alignlab.data.rows.lines import lines_of
 from alignlab.errors import DataError
@@ -20,8 +21,11 @@ _WRAPPED = re.compile(rf'\s*\{{\s*"(?:{"|".join(WRAPPERS)})"\s*:\s*\[')
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def json_rows(stream: io.BufferedReader, where: str, lines: bool) -> Iterator[tuple[str, Any]]:
+def json_rows(stream: io.BufferedReader, file: InFile, lines: bool) -> Iterator[tuple[str, Any]]:
     """Yield (place, value) of a JSON file; ``lines``: its name says that it is JSON lines.
+
+    A line, or a value of an array, that is wrong by itself is a bad row; an array whose brackets or
+    commas are wrong has no rows to go on with.
 
     Raises:
         DataError: it is not JSON, one object has a name twice, a number is none (NaN), a text is
@@ -29,40 +33,38 @@ def json_rows(stream: io.BufferedReader, where: str, lines: bool) -> Iterator[tu
     """
     head = stream.peek(65_536).removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
     if head.lstrip()[:1] == "[" or _WRAPPED.match(head):
-        yield from _Scanner(_pieces(stream, where), where).rows()
+        yield from _Scanner(_pieces(stream, file), file).rows()
         return
-    every = lines_of(stream, where)
-    rows = ((number, text) for number, text in every if text.strip())
+    damaged: dict[int, str] | None = {} if file.bad.leave_out else None
+    every = lines_of(stream, file, damaged)
+    rows: Iterator[tuple[int, str]] = (line for line in every if line[1].strip())
     number, first = next(rows, (0, ""))
     if not first:
         return
     try:
         value = parse(first)
     except (ValueError, RecursionError) as error:
-        if lines or not isinstance(error, json.JSONDecodeError) or error.msg == "Extra data":
-            raise _line_error(where, number, first, error) from error
-        pieces = (f"{text}\n" for text in itertools.chain([first], (text for _, text in every)))
-        yield from _Scanner(pieces, where, number).rows()
-        return
-    second = next(rows, None)
-    if second is None and isinstance(value, dict) and not lines:
-        yield from _only(value, where)
-        return
-    yield f"line {number}", value
-    while second is not None:
-        number, text = second
+        if not (lines or not isinstance(error, json.JSONDecodeError) or error.msg == "Extra data"):
+            pieces = (f"{text}\n" for text in itertools.chain([first], (text for _, text in every)))
+            yield from _Scanner(pieces, file, number).rows()
+            return
+    else:
+        second = next(rows, None)
+        if second is None and isinstance(value, dict) and not lines and not damaged:
+            yield from _only(value, file.where)
+            return
+        rows = itertools.chain([] if second is None else [second], rows)
+    for line, text in itertools.chain([(number, first)], rows):
+        if damaged and line in damaged:
+            file.take(f"line {line}", damaged.pop(line))
+            continue
         try:
             value = parse(text)
         except (ValueError, RecursionError) as error:
-            raise _line_error(where, number, text, error) from error
-        yield f"line {number}", value
-        second = next(rows, None)
-
-
-def _line_error(where: str, number: int, text: str, error: Exception) -> DataError:
-    reason, column = reason_of(error, text)
-    more = f", column {column}" if column else ""
-    return DataError(f"{where}, line {number}{more}: {reason}")
+            reason, column = reason_of(error, text)
+            file.take(f"line {line}" + f", column {column}" * bool(column), reason, error)
+        else:
+            yield f"line {line}", value
 
 
 def _only(value: dict[str, Any], where: str) -> Iterator[tuple[str, Any]]:
@@ -91,9 +93,14 @@ def _only(value: dict[str, Any], where: str) -> Iterator[tuple[str, Any]]:
     )
 
 
-def _pieces(stream: io.BufferedReader, where: str) -> Iterator[str]:
-    """Yield the text of a file without regard to lines, which an array may not have."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+def _pieces(stream: io.BufferedReader, file: InFile) -> Iterator[str]:
+    """Yield the text of a file without regard to lines, which an array may not have.
+
+    Where bad rows are left out, bytes that are no UTF-8 come as lone surrogates.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")(
+        "surrogateescape" if file.bad.leave_out else "strict"
+    )
     line = 1
     while True:
         data = stream.read(MIB)
@@ -102,8 +109,9 @@ def _pieces(stream: io.BufferedReader, where: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             line += data.count(b"\n", 0, max(error.start, 0))
             raise DataError(
-                f"{where}, line {line}: not UTF-8 text ({error.reason}). Convert the file, for "
-                "example with: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW."
+                f"{file.where}, line {line}: not UTF-8 text ({error.reason}). Convert the file, "
+                "for example with: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW; or name its encoding, "
+                f"for example data.encoding=cp1252.{file.bad.way_out}"
             ) from error
         line += data.count(b"\n")
         if text:
@@ -112,12 +120,20 @@ def _pieces(stream: io.BufferedReader, where: str) -> Iterator[str]:
             return
 
 
+class BadValue(DataError):
+    """A value of an array that can be passed over."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class _Scanner:
     """The rows of one JSON value of any size, read piece by piece."""
 
-    def __init__(self, pieces: Iterator[str], where: str, line: int = 1) -> None:
-        self.pieces, self.where = pieces, where
-        self.text, self.at = "", 0
+    def __init__(self, pieces: Iterator[str], file: InFile, line: int = 1) -> None:
+        self.pieces, self.file = pieces, file
+        self.text, self.at, self.began = "", 0, 0  # read so far, the next character, the value's
         self.line, self.column = line, 0  # where the text begins
 
     def rows(self) -> Iterator[tuple[str, Any]]:
@@ -138,9 +154,26 @@ class _Scanner:
             return
         while True:
             number += 1
-            yield f"row {number}", self.value()
+            value, bad = self.row()
+            if bad:
+                self.file.take(f"row {number}", bad)
+            else:
+                yield f"row {number}", value
             if self.take(",]") == "]":
                 return
+
+    def row(self) -> tuple[Any, str]:
+        """Parse a value of the array; where bad rows are left out, also say what is wrong in it."""
+        if not self.file.bad.leave_out:
+            return self.value(), ""
+        try:
+            value, bad = self.value(), ""
+        except BadValue as error:
+            value, bad = None, error.reason
+        text = self.text[self.began : self.at]
+        if not text.isascii() and any("\udc80" <= c <= "\udcff" for c in text):
+            return None, "not UTF-8 text. Name the encoding of the file with data.encoding."
+        return value, bad
 
     def object(self) -> Iterator[tuple[str, Any]]:
         """Yield the rows that the object wraps, or the object as the only row."""
@@ -165,7 +198,7 @@ class _Scanner:
                     raise self.error("not JSON", "Remove the comma before the closing bracket.")
         self.take("}")
         if not wrapped:
-            yield from _only(rest, self.where)
+            yield from _only(rest, self.file.where)
 
     def peek(self) -> str:
         """The next character that is no space, "" at the end."""
@@ -188,9 +221,15 @@ class _Scanner:
         return found
 
     def value(self) -> Any:
-        """Parse the value that begins here, reading on while it is not whole."""
+        """Parse the value that begins here, reading on while it is not whole.
+
+        Raises:
+            BadValue: the value ends and means nothing; the next character is the one behind it.
+            DataError: it does not end, or is no JSON.
+        """
         self.peek()
         while True:
+            self.began = self.at
             try:
                 value, end = DECODER.raw_decode(self.text, self.at)
                 if end == len(self.text) and self.fill():
@@ -207,10 +246,24 @@ class _Scanner:
                 self.at = error.pos
                 raise self.error(reason.split(". ")[0], reason.partition(". ")[2]) from error
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{self.place()}: {reason_of(error, '')[0]}") from error
+                raise self.bad_value(error) from error
             else:
                 self.at = end
                 return value
+
+    def bad_value(self, cause: Exception) -> DataError:
+        """The error for a value that means nothing; where such are left out, step over it."""
+        place, reason = self.place(), reason_of(cause, "")[0]
+        message = f"{place}: {reason}{self.file.bad.way_out}"
+        while self.file.bad.leave_out:
+            self.began = self.at
+            try:
+                self.at = LENIENT.raw_decode(self.text, self.at)[1]
+                break
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, RecursionError) or not self.fill():
+                    return DataError(message)
+        return BadValue(message, reason)
 
     def fill(self) -> bool:
         """Read on: as much again as is still to be parsed; False at the end of the file."""
@@ -234,7 +287,7 @@ class _Scanner:
 
     def place(self) -> str:
         """File and line of the next character."""
-        return f"{self.where}, line {self.position()[0]}"
+        return f"{self.file.where}, line {self.position()[0]}"
 
     def error(self, reason: str, advice: str) -> DataError:
         """An error at the next character."""

@@ -28,6 +28,7 @@ def _constant(text: str) -> Any:
     raise Refused(f"{text} is not JSON. Write null, or leave the field out")
 
 
+LENIENT = json.JSONDecoder()  # finds where a value ends that means nothing or two things
 DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_constant)
 
 

@@ -46,6 +46,11 @@ _NAME = re.compile(r"\s*\"?[A-Za-z_][\w .\-/]{0,63}\"?\s*")
 _WORD = re.compile(r"\"?[A-Za-z_][\w.\-]{0,63}\"?")
 
 
+def is_table(head: bytes) -> bool:
+    """Whether a file is Parquet or Arrow, which have no encoding of text to be told."""
+    return head.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"))
+
+
 def kind_of(head: bytes, file: DataFile) -> Kind:
     """Return how to read a file that begins with ``head``; the name decides only between texts.
 
@@ -103,7 +108,8 @@ def _refuse_other(head: bytes, file: DataFile) -> None:
     elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 10**8:
         what = "model weights (safetensors)", "Name them as backbone.path; data.path is for data."
     elif head.startswith((b"\xff\xfe", b"\xfe\xff")) or _every_second_is_nul(head):
-        what = "text in UTF-16 or UTF-32", "Convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW."
+        advice = "Convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW; or set data.encoding=utf-16."
+        what = "text in UTF-16 or UTF-32", advice
     elif what is None and len(head) > 64 and _share_of_control(head) > 0.1:
         what = "a binary file of no known kind", READS + "."
     if what is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -41,6 +42,18 @@ def opened(file: DataFile) -> io.BufferedReader:
             f"{_UNPACK[kind]}."
         )
     return inner
+
+
+def recoded(stream: io.BufferedReader, file: DataFile, encoding: str, keep: bool) -> Any:
+    """Return a stream of UTF-8 for one in another encoding.
+
+    ``keep``: bytes that the encoding does not know are passed on as they are.
+
+    Raises:
+        DataError: while reading: the file is in another encoding; names the line.
+    """
+    text = _Recoded(stream, file.where, encoding, "surrogateescape" if keep else "strict")
+    return io.BufferedReader(text, BUFFER)
 
 
 def compression(head: bytes) -> str | None:
@@ -114,6 +127,44 @@ class _Checked(io.RawIOBase):
 
     def close(self) -> None:
         self.raw.close()
+        super().close()
+
+
+class _Recoded(io.RawIOBase):
+    """UTF-8 made of text in another encoding."""
+
+    def __init__(self, source: io.BufferedReader, where: str, encoding: str, errors: str) -> None:
+        self.source, self.where, self.encoding, self.errors = source, where, encoding, errors
+        self.decoder = codecs.getincrementaldecoder(encoding)(errors)
+        self.ready = b""
+        self.line = 1
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            data = self.source.read(BUFFER)
+            try:
+                text = self.decoder.decode(data, final=not data)
+            except UnicodeError as error:
+                start = getattr(error, "start", 0)
+                line = self.line + data.count(b"\n", 0, max(start, 0))
+                reason = getattr(error, "reason", error)
+                raise DataError(
+                    f"{self.where}, line {line}: not {self.encoding} text ({reason}). Set "
+                    "data.encoding to the encoding that the file has."
+                ) from error
+            self.line += text.count("\n")
+            self.ready = text.encode("utf-8", self.errors)
+            if not data:
+                break
+        taken, self.ready = self.ready[: len(buffer)], self.ready[len(buffer) :]
+        buffer[: len(taken)] = taken
+        return len(taken)
+
+    def close(self) -> None:
+        self.source.close()
         super().close()
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from alignlab.data.rows.bad_rows import InFile
 from alignlab.data.rows.limits import LIMITS, MIB
 from alignlab.errors import DataError
 
@@ -16,7 +17,7 @@ BATCH = 256  # most rows that are Python objects at one time ...
 BATCH_BYTES = 64 * MIB  # ... and about so many bytes of them
 
 
-def parquet_rows(source: BinaryIO, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def parquet_rows(source: BinaryIO, file: InFile) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("row 12", row) of a Parquet file, by its row groups.
 
     Raises:
@@ -27,16 +28,16 @@ def parquet_rows(source: BinaryIO, where: str) -> Iterator[tuple[str, dict[str, 
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(source)
-        _check_names(file.schema_arrow, where)
-        batches = file.iter_batches(batch_size=_batch_of(file.metadata), use_threads=False)
-        yield from _rows(batches, where)
+        table = parquet.ParquetFile(source)
+        _check_names(table.schema_arrow, file.where)
+        batches = table.iter_batches(batch_size=_batch_of(table.metadata), use_threads=False)
+        yield from _rows(batches, file)
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(_damaged(where, "Parquet", error)) from error
+        raise DataError(_damaged(file.where, "Parquet", error)) from error
 
 
 def arrow_rows(
-    source: BinaryIO | Path, where: str, stream: bool
+    source: BinaryIO | Path, file: InFile, stream: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("row 12", row) of an Arrow file or stream (what `datasets.save_to_disk` writes).
 
@@ -50,7 +51,7 @@ def arrow_rows(
     try:
         data = pyarrow.memory_map(str(source)) if isinstance(source, Path) else source
         reader = pyarrow.ipc.open_stream(data) if stream else pyarrow.ipc.open_file(data)
-        _check_names(reader.schema, where)
+        _check_names(reader.schema, file.where)
         whole = (
             iter(reader)
             if stream
@@ -61,36 +62,46 @@ def arrow_rows(
             for batch in whole
             for start in range(0, batch.num_rows, BATCH)
         )
-        yield from _rows(parts, where)
+        yield from _rows(parts, file)
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(_damaged(where, "Arrow", error)) from error
+        raise DataError(_damaged(file.where, "Arrow", error)) from error
 
 
-def plain_row(row: dict[str, Any], where: str) -> dict[str, Any]:
+def plain_row(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row with dates as ISO text, decimals as numbers and UTF-8 bytes as text.
 
     Raises:
         DataError: a field holds what is neither text, number, list nor object, such as an image.
     """
-    return {name: _plain(value, where, name) for name, value in row.items()}
+    return {name: _plain(value, name) for name, value in row.items()}
 
 
-def _rows(batches: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
-    for batch in batches:
-        for row in batch.to_pylist(maps_as_pydicts="strict"):
-            number += 1
-            yield f"row {number}", plain_row(row, f"{where}, row {number}")
+def plain_rows(
+    rows: Iterable[dict[str, Any]], file: InFile
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ("row 12", plain row); a row that is not plain is a bad one."""
+    for number, row in enumerate(rows, 1):
+        try:
+            plain = plain_row(row)
+        except DataError as error:
+            file.take(f"row {number}", str(error), error)
+        else:
+            yield f"row {number}", plain
 
 
-def _plain(value: Any, where: str, field: str) -> Any:
+def _rows(batches: Any, file: InFile) -> Iterator[tuple[str, dict[str, Any]]]:
+    rows = (row for batch in batches for row in batch.to_pylist(maps_as_pydicts="strict"))
+    yield from plain_rows(rows, file)
+
+
+def _plain(value: Any, field: str) -> Any:
     kind = type(value)
     if kind in (str, int, bool, float) or value is None:
         return value
     if kind is list:
-        return [_plain(x, where, field) for x in value]
+        return [_plain(x, field) for x in value]
     if kind is dict:
-        return {str(k): _plain(x, where, field) for k, x in value.items()}
+        return {str(k): _plain(x, field) for k, x in value.items()}
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
@@ -104,8 +115,7 @@ def _plain(value: Any, where: str, field: str) -> Any:
             kind = "binary value, perhaps an image or a sound"  # type: ignore[assignment]
     told = kind if isinstance(kind, str) else f"value of type {kind.__name__}"
     raise DataError(
-        f"{where}: '{field}' holds a {told}; alignlab reads text. Write the data without this "
-        "column."
+        f"'{field}' holds a {told}; alignlab reads text. Write the data without this column."
     )
 
 

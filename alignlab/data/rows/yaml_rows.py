@@ -6,13 +6,14 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from alignlab.data.rows.bad_rows import InFile
 from alignlab.data.rows.limits import LIMITS, MIB
 from alignlab.errors import DataError
 
 DIALOGUES = "conversations"  # of a file that holds lists of texts under this name
 
 
-def yaml_rows(stream: io.BufferedReader, where: str) -> Iterator[tuple[str, Any]]:
+def yaml_rows(stream: io.BufferedReader, file: InFile) -> Iterator[tuple[str, Any]]:
     """Yield (place, value) of a YAML file; nothing of it is executed.
 
     A document is in memory as a whole, so a file has at most `LIMITS.yaml_bytes`. Anchors and
@@ -23,6 +24,7 @@ def yaml_rows(stream: io.BufferedReader, where: str) -> Iterator[tuple[str, Any]
     """
     import yaml
 
+    where = file.where
     data = stream.read(LIMITS.yaml_bytes + 1)
     if len(data) > LIMITS.yaml_bytes:
         raise DataError(
@@ -52,19 +54,21 @@ def yaml_rows(stream: io.BufferedReader, where: str) -> Iterator[tuple[str, Any]
         raise DataError(f"{where}: not UTF-8 text ({error.reason}). Convert the file.") from error
     except ValueError as error:  # a date such as 2026-13-45
         raise DataError(f"{where}: a value that is none ({error}). Put it in quotes.") from error
-    yield from _rows(value, where)
+    yield from _rows(value, file)
 
 
-def _rows(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+def _rows(value: Any, file: InFile) -> Iterator[tuple[str, Any]]:
     talks = value.get(DIALOGUES) if isinstance(value, dict) else None
     if isinstance(talks, list) and talks and isinstance(talks[0], list):
         rest = {name: other for name, other in value.items() if name != DIALOGUES}
         for number, talk in enumerate(talks, 1):
             if not isinstance(talk, list):
-                raise DataError(
-                    f"{where}, {DIALOGUES} {number}: must be a list of what was said in turn; it "
-                    f"is {talk!r:.60}. Begin every turn of a dialogue with a dash of its own."
+                file.take(
+                    f"{DIALOGUES} {number}",
+                    f"must be a list of what was said in turn; it is {talk!r:.60}. Begin every turn"
+                    " of a dialogue with a dash of its own.",
                 )
+                continue
             yield f"{DIALOGUES} {number}", {"conversation": [_text(said) for said in talk], **rest}
         return
     for number, row in enumerate(value if isinstance(value, list) else [value], 1):

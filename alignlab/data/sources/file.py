@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import codecs
+from dataclasses import dataclass
 from functools import lru_cache
 
+from alignlab.data.rows.bad_rows import WAY_OUT, BadRows
 from alignlab.data.rows.files import stream_rows
 from alignlab.data.rows.fingerprint import content_of, fingerprint_of
 from alignlab.data.rows.listing import DataFile, by_split, files_of
@@ -12,6 +14,9 @@ from alignlab.data.sources.groups import Reading, groups_of
 from alignlab.data.sources.splits import is_official_test
 from alignlab.data.sources.spool import Spool
 from alignlab.data.sources.table import VERSION, Table
+from alignlab.errors import DataError, did_you_mean
+
+ENCODINGS = ("utf-8", "latin-1", "cp1252", "utf-16", "gb18030", "shift_jis", "big5", "koi8-r")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +30,23 @@ class File(Table):
     path: str
     validation_path: str | None  # rows of its own; then nothing is cut from `path` for it
     test_path: str | None
+    encoding: str = "utf-8"  # of files that are text
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            codecs.lookup(self.encoding)
+            "".encode(self.encoding)  # some codecs are no encodings of text
+        except LookupError as error:
+            hint = did_you_mean(self.encoding, ENCODINGS)
+            raise DataError(
+                f"data.encoding={self.encoding} is no encoding that Python knows; common ones are "
+                f"{', '.join(ENCODINGS)}.{hint}"
+            ) from error
 
     def fingerprint(self) -> str:
         """Hash of the files' bytes (remote: what the server says) and of all but the paths."""
-        fields = replace(self, path="", validation_path=None, test_path=None)
+        fields = {**self._deciding(), "path": "", "validation_path": None, "test_path": None}
         content = {split: [content_of(f) for f in files] for split, files in self._files().items()}
         return fingerprint_of([], ("file", VERSION, content, fields))
 
@@ -49,7 +67,7 @@ class File(Table):
         if files is None:
             return None
         where = {"validation": self.validation_path, "test": self.test_path}.get(split)
-        return _spool(files, where or self.path, self._reading())
+        return _spool(files, where or self.path, self._reading(), self.encoding)
 
     def _official_test(self, split: str) -> str | None:
         train = self._files()["train"]
@@ -57,8 +75,9 @@ class File(Table):
 
 
 @lru_cache(maxsize=6)
-def _spool(files: tuple[DataFile, ...], where: str, reading: Reading) -> Spool:
+def _spool(files: tuple[DataFile, ...], where: str, reading: Reading, encoding: str) -> Spool:
     """Groups of files, read once; a file that changed has another stamp."""
     short = files[0].name if len(files) == 1 else ""  # else each place names its file
-    merge, groups = groups_of(stream_rows(files), where, short, reading)
-    return Spool(groups, reading.split_by, merge)
+    bad = BadRows(reading.bad_rows, WAY_OUT)
+    merge, groups = groups_of(stream_rows(files, bad, encoding), where, short, reading, bad)
+    return Spool(groups, reading.split_by, merge, bad)

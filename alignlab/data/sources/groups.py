@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignlab.data.formats.registry import FORMATS, Turns, detect, read
+from alignlab.data.formats.registry import FORMATS, Turns, detect, detect_most, read
 from alignlab.data.group import PromptGroup
+from alignlab.data.rows.bad_rows import HOPELESS, BadRows, Policy
 from alignlab.data.rows.files import Row
 from alignlab.data.sources.splits import value_of
 from alignlab.data.transcript import Style, with_style
@@ -30,28 +31,31 @@ class Reading:
     fields: tuple[tuple[str, str], ...]  # (field in the data, field that alignlab knows)
     weights: tuple[tuple[str, float], ...]  # (attribute, its weight in the score)
     split_by: str | None
+    bad_rows: Policy = "refuse"
 
 
 def groups_of(
-    rows: Iterable[tuple[str, Row]], where: str, short: str, reading: Reading
+    rows: Iterable[tuple[str, Row]], where: str, short: str, reading: Reading, bad: BadRows
 ) -> tuple[bool, Iterator[PromptGroup]]:
     """Return whether rows of one prompt belong together, and the groups of the rows, one by one.
 
-    Each ``meta["place"]`` is ``short`` and the place of its row.
+    Each ``meta["place"]`` is ``short`` and the place of its row. ``bad``, which also takes the rows
+    that ``rows`` cannot read, takes those that cannot be told or grouped.
 
     Raises:
-        DataError: names ``where``, the place of the first bad row, the field and the reason.
+        DataError: names ``where``, the place of the first bad row, the field and the reason; or
+            no row is a good one.
     """
     stream = iter(rows)
     head = list(itertools.islice(stream, HEAD))
     names = dict(reading.fields)
+    if not head and bad.count:
+        bad.give_up(where)
     unseen = set(names).difference(*(row for _, row in head))
     if unseen and len(head) < HEAD:
         raise _unknown_field(where, min(unseen), head[0][1] if head else {})
     try:
-        first = [_renamed(row, names) for _, row in head]
-        places = [place for place, _ in head]
-        chosen = detect(first, places) if reading.format == "auto" else reading.format
+        chosen, odd = _told(head, reading, names)
     except DataError as error:
         if unseen:
             raise _unknown_field(where, min(unseen), head[0][1]) from error
@@ -60,30 +64,57 @@ def groups_of(
     def read_on() -> Iterator[PromptGroup]:
         rest = itertools.chain(head, stream)
         messages: bool | None = None  # whether the first row became messages
-        for place, row in rest:
+        for number, (place, row) in enumerate(rest):
             unseen.difference_update(row)
+            at = f"{short}, {place}" if short else place
             try:
+                if number in odd:
+                    raise DataError(f"the row looks like '{odd[number]}'.")
                 group, by = _group(_renamed(row, names), chosen, reading)
                 messages = _as_before(group, messages)
             except DataError as error:
-                more = _also_bad((_renamed(row, names) for _, row in rest), chosen, reading)
-                raise DataError(f"{where}, {place} (format {chosen}): {error}{more}") from error
-            at = f"{short}, {place}" if short else place
-            meta = {**group.meta, **by, "place": at}
-            name = group.id or _identity(group)
-            yield PromptGroup(
-                group.prompt, group.completions, group.verdict, name, meta, group.tools
-            )
-        if unseen:
+                left = () if bad.leave_out else (_renamed(row, names) for _, row in rest)
+                more = _also_bad(left, chosen, reading)
+                message = f"{where}, {place} (format {chosen}): {error}{more}"
+                bad.take(message, at, str(error), error)
+                if bad.count >= HOPELESS and not bad.good:
+                    break
+                continue
+            bad.good += 1
+            yield _named(group, {**by, "place": at})
+        if unseen and bad.good:
             raise _unknown_field(where, min(unseen), head[0][1])
+        if bad.count and not bad.good:
+            bad.give_up(where)
 
     return FORMATS[chosen].together, read_on()
+
+
+def _told(
+    head: Sequence[tuple[str, Row]], reading: Reading, names: Mapping[str, str]
+) -> tuple[str, dict[int, str]]:
+    """The format of the first rows, and which of them are of another one that may be left out."""
+    if reading.format != "auto":
+        return reading.format, {}
+    rows = [_renamed(row, names) for _, row in head]
+    if reading.bad_rows == "leave_out":
+        return detect_most(rows)
+    return detect(rows, [place for place, _ in head]), {}
+
+
+def _named(group: PromptGroup, more: Mapping[str, Any]) -> PromptGroup:
+    """The group with more in its meta, and a name."""
+    name = group.id or _identity(group)
+    meta = {**group.meta, **more}
+    return PromptGroup(group.prompt, group.completions, group.verdict, name, meta, group.tools)
 
 
 def _group(row: Row, format: str, reading: Reading) -> tuple[PromptGroup, dict[str, Any]]:
     """The group of a row, and the field that it is split by."""
     weights = dict(reading.weights) or None
-    group = with_style(read(format, row, turns=reading.turns, weights=weights), reading.style)
+    text = reading.style == "text"
+    group = read(format, row, turns=reading.turns, weights=weights, transcript=text)
+    group = with_style(group, reading.style)
     if reading.split_by is None:
         return group, {}
     return group, {reading.split_by: value_of(row, reading.split_by)}

@@ -6,12 +6,13 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from alignlab.data.group import PromptGroup
+from alignlab.data.rows.bad_rows import WAY_OUT, BadRows, InFile, Losses
 from alignlab.data.rows.files import Row
 from alignlab.data.rows.fingerprint import fingerprint_of
-from alignlab.data.rows.tables import plain_row
+from alignlab.data.rows.tables import plain_rows
 from alignlab.data.sources.groups import Reading, groups_of
 from alignlab.data.sources.source import check_split
 from alignlab.data.sources.splits import hashed, is_official_test, key_of
@@ -45,7 +46,7 @@ class Hub(Table):
 
     def fingerprint(self) -> str:
         """Hash of the data set's commit and of every field."""
-        return fingerprint_of([], ("hub", VERSION, self._commit(), self))
+        return fingerprint_of([], ("hub", VERSION, self._commit(), self._deciding()))
 
     def load(self, split: str) -> list[PromptGroup]:
         """Return the groups of one split; of a stream only as many as ``limit`` says.
@@ -72,12 +73,23 @@ class Hub(Table):
         self._refuse(split)
         if self._keeps_none(split):
             return iter(())
-        groups = (as_split(group, split) for group in self._passing(TEXTS.get(split, split)))
+        bad = self._streams[split] = BadRows(self.bad_rows, WAY_OUT)
+        groups = (as_split(group, split) for group in self._passing(TEXTS.get(split, split), bad))
         return itertools.islice(groups, self.limit.get(split))
 
-    def _passing(self, split: str) -> Iterator[PromptGroup]:
+    def left_out(self, split: str) -> Losses | None:
+        """As of a table; of a stream what was left out until now."""
+        if self.bad_rows == "leave_out" and split in self._streams:
+            self._losses[split] = self._streams[split].losses()
+        return super().left_out(split)
+
+    @cached_property
+    def _streams(self) -> dict[str, BadRows]:
+        return {}
+
+    def _passing(self, split: str, bad: BadRows) -> Iterator[PromptGroup]:
         own = split if split == "train" or self._has_own(split) else "train"
-        merge, groups = _groups(self._data_set(own), self._reading(), streaming=True)
+        merge, groups = _groups(self._data_set(own), self._reading(), bad, streaming=True)
         if merge:
             raise DataError(
                 f"'{self.id}' has rows that belong together by their prompt, which a stream cannot "
@@ -137,7 +149,9 @@ class Hub(Table):
             ) from error
 
 
-def _rows(data_set: DataSet, streaming: bool) -> Iterator[tuple[str, Row]]:
+def _rows(
+    data_set: DataSet, short: str, bad: BadRows, streaming: bool
+) -> Iterator[tuple[str, Row]]:
     import datasets
 
     name, config, revision, theirs = data_set
@@ -145,8 +159,7 @@ def _rows(data_set: DataSet, streaming: bool) -> Iterator[tuple[str, Row]]:
     more = {"streaming": True} if streaming else {}
     try:
         table = datasets.load_dataset(name, config, revision=revision, split=theirs, **more)
-        for number, row in enumerate(table, 1):
-            yield f"row {number}", plain_row(dict(row), f"{where}, row {number}")
+        yield from plain_rows(map(dict, table), InFile(where, bad, short))
     except DataError:
         raise
     except Exception as error:  # network, gating, unknown split: `datasets` says which
@@ -154,14 +167,15 @@ def _rows(data_set: DataSet, streaming: bool) -> Iterator[tuple[str, Row]]:
 
 
 def _groups(
-    data_set: DataSet, reading: Reading, streaming: bool
+    data_set: DataSet, reading: Reading, bad: BadRows, streaming: bool
 ) -> tuple[bool, Iterator[PromptGroup]]:
     where = f"{data_set[0]} ({data_set[3]})"
-    return groups_of(_rows(data_set, streaming), where, where, reading)
+    return groups_of(_rows(data_set, where, bad, streaming), where, where, reading, bad)
 
 
 @lru_cache(maxsize=6)
 def _spool(data_set: DataSet, reading: Reading) -> Spool:
     """Groups of one split of a data set, read once per process."""
-    merge, groups = _groups(data_set, reading, streaming=False)
-    return Spool(groups, reading.split_by, merge)
+    bad = BadRows(reading.bad_rows, WAY_OUT)
+    merge, groups = _groups(data_set, reading, bad, streaming=False)
+    return Spool(groups, reading.split_by, merge, bad)

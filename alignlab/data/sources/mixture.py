@@ -11,8 +11,17 @@ from functools import cached_property
 from typing import Any, Literal
 
 from alignlab.data.group import PromptGroup
+from alignlab.data.rows.bad_rows import Losses, joined
 from alignlab.data.rows.fingerprint import fingerprint_of
-from alignlab.data.sources.source import SPLITS, TRAINING, Carded, Source, check_limit, check_split
+from alignlab.data.sources.source import (
+    SPLITS,
+    TRAINING,
+    Carded,
+    Source,
+    check_limit,
+    check_split,
+    left_out_of,
+)
 from alignlab.errors import ConfigError, DataError, did_you_mean
 from alignlab.spec import Spec, build
 
@@ -84,19 +93,26 @@ class Mixture:
         return list(self.stream(split))
 
     def stream(self, split: str) -> Iterator[PromptGroup]:
-        """Yield the groups of one split; the parts are read once to count and once to yield.
+        """Yield the groups of one split; the parts are read once to count, and to yield each time.
 
         Raises:
             DataError: an unknown split, or a part that would have to be repeated too often.
         """
         check_split(split)
-        self._given[split] = self.amounts(split)
+        if split not in self._given:  # the parts do not change while the object lives
+            self._given[split] = self.amounts(split)
         streams = (
             self._placed(name, split, have, most)
             for name, (have, most) in self._given[split].items()
         )
         merged = heapq.merge(*streams, key=lambda placed: placed[:2])
         return itertools.islice((group for _, _, group in merged), self.limit.get(split))
+
+    def left_out(self, split: str) -> Losses | None:
+        """Return what the parts left out of a split, together."""
+        found = {name: left_out_of(source, split) for name, source in self._sources.items()}
+        lost = {name: one for name, one in found.items() if one is not None}
+        return joined(lost) if lost else None
 
     def card(self) -> dict[str, Any]:
         """Return what each part gave to the splits loaded so far, and the cards of the parts.
@@ -110,7 +126,7 @@ class Mixture:
         cards = {
             name: source.card()
             for name, source in self._sources.items()
-            if isinstance(source, Carded)
+            if isinstance(source, Carded) and source.card()
         }
         return {"splits": given, "parts": cards}
 

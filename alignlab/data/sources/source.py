@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from alignlab.data.group import PromptGroup
+from alignlab.data.rows.bad_rows import Losses
 from alignlab.errors import DataError, did_you_mean
 
 SPLITS = (
@@ -44,6 +45,20 @@ class Carded(Protocol):
     def card(self) -> dict[str, Any]:
         """Return what was done to the splits loaded so far, as plain data for a run record."""
         ...
+
+
+@runtime_checkable
+class Lossy(Protocol):
+    """A source that can leave out rows that it cannot read."""
+
+    def left_out(self, split: str) -> Losses | None:
+        """Return what was left out of the rows of a split that was loaded; None = nothing is."""
+        ...
+
+
+def left_out_of(source: Any, split: str) -> Losses | None:
+    """Return what a source left out of a split; None where it leaves nothing out."""
+    return source.left_out(split) if isinstance(source, Lossy) else None
 
 
 def policy_prompts(source: Source, most: int) -> list[PromptGroup]:

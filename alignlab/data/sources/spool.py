@@ -13,6 +13,7 @@ import numpy as np
 
 from alignlab.data.formats.grouping import common_key, together
 from alignlab.data.group import PromptGroup
+from alignlab.data.rows.bad_rows import BadRows, Losses
 from alignlab.data.sources.splits import hashed, key_of
 
 
@@ -24,7 +25,11 @@ class Spool:
     """
 
     def __init__(
-        self, groups: Iterable[PromptGroup], split_by: str | None, merge: bool = False
+        self,
+        groups: Iterable[PromptGroup],
+        split_by: str | None,
+        merge: bool = False,
+        bad: BadRows | None = None,
     ) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the spool)
         numbers = {name: array("d") for name in ("order", "split", "part", "unlabeled")}
@@ -50,6 +55,7 @@ class Spool:
             np.asarray(values)[kept] for values in numbers.values()
         )  # each (groups,) in [0, 1)
         self._rows = np.flatnonzero(kept)
+        self.losses = bad.losses() if bad is not None else Losses(len(ends) - 1, 0, {})
 
     def __len__(self) -> int:
         return len(self.order)

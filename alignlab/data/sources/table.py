@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, get_args
 
 import numpy as np
 
 from alignlab.data.formats.registry import FORMATS, Turns
 from alignlab.data.group import DEMONSTRATION, PromptGroup
+from alignlab.data.rows.bad_rows import Losses, Policy
 from alignlab.data.sources.groups import Reading
 from alignlab.data.sources.source import TRAINING, check_limit, check_split
 from alignlab.data.sources.splits import assign, refuse_official_test
@@ -44,6 +47,7 @@ class Table(ABC):
     share: bool  # sft and preference both get all the others
     allow_test: bool  # train on what is named a test set
     limit: Mapping[str, int | None]  # split -> most groups, None = all; the first in hash order
+    bad_rows: Policy = "refuse"  # rows that cannot be read: an error, or left out and counted
 
     def __post_init__(self) -> None:
         check_limit(self.limit)
@@ -52,6 +56,9 @@ class Table(ABC):
             raise DataError(f"No format '{self.format}': auto, {', '.join(FORMATS)}.{hint}")
         names = ("validation", "test", "unlabeled", "sft")
         shares = {name: getattr(self, name) for name in names}
+        if self.bad_rows not in get_args(Policy):
+            hint = did_you_mean(self.bad_rows, get_args(Policy))
+            raise DataError(f"data.bad_rows={self.bad_rows}: refuse or leave_out.{hint}")
         if any(not 0 <= s <= 1 for s in shares.values()) or self.validation + self.test >= 1:
             raise DataError(f"Shares must lie in [0, 1] and leave rows to train on: {shares}.")
 
@@ -89,9 +96,31 @@ class Table(ABC):
             spool, rows = self._cut(source)
         else:
             rows = np.arange(len(spool))
+        self._losses[split] = spool.losses
         ordered = rows[np.argsort(spool.order[rows], kind="stable")]
         groups = spool.read(ordered[: self.limit.get(split)].tolist())
         return (as_split(group, split) for group in groups)
+
+    def left_out(self, split: str) -> Losses | None:
+        """Return what was left out of the rows that ``split`` is cut from; None before it is read.
+
+        Of a stream, what was left out so far.
+        """
+        return self._losses.get(split) if self.bad_rows == "leave_out" else None
+
+    def card(self) -> dict[str, Any]:
+        """Return what was left out for the splits loaded so far: ``{"left_out": {split: …}}``."""
+        lost = {split: found for split in self._losses if (found := self.left_out(split))}
+        return {"left_out": {split: one.entry() for split, one in lost.items()}} if lost else {}
+
+    @cached_property
+    def _losses(self) -> dict[str, Losses]:
+        return {}
+
+    def _deciding(self) -> dict[str, Any]:
+        """Fields for the fingerprint; what came later counts where it is set, so old keys stay."""
+        later = {"bad_rows": "refuse", "encoding": "utf-8"}
+        return {k: v for k, v in asdict(self).items() if k not in later or v != later[k]}
 
     def _refuse(self, split: str) -> None:
         check_split(split)
@@ -128,7 +157,9 @@ class Table(ABC):
 
     def _reading(self) -> Reading:
         fields, weights = tuple(self.fields.items()), tuple(self.weights.items())
-        return Reading(self.format, self.style, self.turns, fields, weights, self.split_by)
+        return Reading(
+            self.format, self.style, self.turns, fields, weights, self.split_by, self.bad_rows
+        )
 
 
 def as_split(group: PromptGroup, split: str) -> PromptGroup:
