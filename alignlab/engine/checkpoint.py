@@ -1,8 +1,10 @@
 """Checkpoints that continue a run exactly: written beside, then renamed; torn ones are passed over.
 
-``state_dir/step-00000012/`` holds ``shared.pt`` (weights, optimizer, average: the main process),
+``state_dir/step-00000012/`` holds ``shared.pt`` (what is the same everywhere: the main process),
+``share-0.pt`` … (shares of weights, moments and averages, where a process keeps no more of them),
 ``worker-0.pt`` … (what each process has of its own: random states, work, unlogged metrics) and
-``manifest.json`` (size and SHA-256 of each file).
+``manifest.json`` (size and SHA-256 of each file). Tensors are named by their weight and put
+together from all shares, so another number of processes, or another way of sharing, reads them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +24,27 @@ import numpy as np
 import torch
 
 from alignlab.engine.distributed import Workers
+from alignlab.engine.shares import Reader, Section
 from alignlab.errors import TrainingError
 
 MANIFEST = "manifest.json"
+LAYOUT = 2  # of the files' contents
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a checkpoint holds: the step, the shared state, and this process's own state."""
+    """What a checkpoint of ``world`` processes holds, of all of them and of each."""
 
     step: int
+    world: int
     shared: dict[str, Any]
-    own: dict[str, Any]
+    tensors: Reader  # mapped from the files
+    folder: Path
+
+    def worker(self, rank: int) -> dict[str, Any]:
+        """Read what was the own of the process ``rank``."""
+        # Work and numpy states are not plain tensors; the file is the run's own, checked by hash.
+        return torch.load(self.folder / f"worker-{rank}.pt", map_location="cpu", weights_only=False)
 
 
 def rng_state() -> dict[str, Any]:
@@ -69,26 +80,38 @@ def save(
     shared: dict[str, Any],
     own: dict[str, Any],
     *,
+    whole: Mapping[str, Section],
+    shares: Mapping[str, Section],
     workers: Workers,
     keep: int,
 ) -> None:
     """Write the checkpoint of ``step``; afterwards the newest ``keep`` are in ``folder``.
 
     All processes call it. A kill at any moment leaves the earlier checkpoints as they were.
+
+    Args:
+        shared: what is the same on every process.
+        own: what is this process's alone.
+        whole: tensors by kind and name, the same on every process.
+        shares: this process's shares of tensors.
     """
     final = folder / f"step-{step:08d}"
     draft = folder / f".{final.name}.draft"
     if workers.is_main:
-        shutil.rmtree(draft, ignore_errors=True)
+        for left in folder.glob(".step-*.draft"):  # of a process that was killed, or a full disk
+            shutil.rmtree(left, ignore_errors=True)
         draft.mkdir(parents=True)
     workers.barrier()
     if workers.is_main:
-        _write(draft / "shared.pt", {"step": step, **shared})
+        _write(draft / "shared.pt", {"step": step, "shared": shared, "tensors": dict(whole)})
+    if any(shares.values()):
+        _write(draft / f"share-{workers.rank}.pt", dict(shares))
     _write(draft / f"worker-{workers.rank}.pt", own)
     workers.barrier()
     if workers.is_main:
         files = {p.name: _facts(p) for p in sorted(draft.iterdir())}
-        manifest = json.dumps({"step": step, "world": workers.world, "files": files}, indent=1)
+        facts = {"layout": LAYOUT, "step": step, "world": workers.world, "files": files}
+        manifest = json.dumps(facts, indent=1)
         with (draft / MANIFEST).open("w") as out:
             out.write(manifest)
             out.flush()
@@ -97,7 +120,7 @@ def save(
         draft.rename(final)
         _sync(folder)
         for old in _found(folder)[:-keep]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # NFS keeps what is mapped somewhere
     workers.barrier()
 
 
@@ -105,7 +128,7 @@ def load(folder: Path, workers: Workers) -> Loaded | None:
     """Read the newest whole checkpoint in ``folder``; torn ones are skipped with a warning.
 
     Raises:
-        TrainingError: it was written by another number of processes.
+        TrainingError: an earlier version wrote it.
     """
     chosen: str | None = None
     if workers.is_main:
@@ -121,17 +144,20 @@ def load(folder: Path, workers: Workers) -> Loaded | None:
     if chosen is None:
         return None
     path = folder / chosen
-    world = json.loads((path / MANIFEST).read_text())["world"]
-    if world != workers.world:
+    facts = json.loads((path / MANIFEST).read_text())
+    if facts.get("layout") != LAYOUT:
         raise TrainingError(
-            f"The checkpoint {path} was written by {world} process(es) and this run has "
-            f"{workers.world}, so it cannot continue exactly. Run it with {world}, or delete "
-            f"{folder} to begin again."
+            f"The checkpoint {path} was written by another version of alignlab, which laid it out "
+            f"differently. Finish the run with that version, or delete {folder} to begin again."
         )
-    shared = torch.load(path / "shared.pt", map_location="cpu", weights_only=True)
-    # Work and numpy states are not plain tensors; the file is this run's own, checked by its hash.
-    own = torch.load(path / f"worker-{workers.rank}.pt", map_location="cpu", weights_only=False)
-    return Loaded(shared["step"], shared, own)
+
+    def read(name: str) -> Any:
+        return torch.load(path / name, map_location="cpu", mmap=True, weights_only=True)
+
+    main, world = read("shared.pt"), facts["world"]
+    shares = [f"share-{rank}.pt" for rank in range(world)]
+    parts = [read(name) for name in shares if name in facts["files"]]
+    return Loaded(main["step"], world, main["shared"], Reader(main["tensors"], parts), path)
 
 
 def _found(folder: Path) -> Sequence[Path]:

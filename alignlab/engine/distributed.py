@@ -10,8 +10,12 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from alignlab.errors import ConfigError
@@ -24,11 +28,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# How long a process waits for the others in one collective: the main one may read data.
+GROUP_SECONDS = float(os.environ.get("ALIGNLAB_GROUP_SECONDS", "1800"))
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
 BUCKET_BYTES = 32 * 2**20
 # oneDNN keeps a compiled product, 0.7 MB in bfloat16, for each of the last 1,024 shapes it met,
 # and every flat batch is another shape: a stage's memory would grow with its steps. A pass over a
 # micro-batch uses about 60.
 KEPT_PRODUCTS = "128"
+USUAL_BUDGET = 4096  # tokens; passes without a gradient keep no activations and need no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +45,39 @@ class Engine:
     """How a stage executes here; outside of every key, because it must not change a result."""
 
     device: Literal["auto", "cpu", "cuda"]
-    token_budget: Annotated[int, Range(min=1)]  # tokens of a micro-batch: memory, not mathematics
+    # Tokens of a micro-batch: memory, not mathematics; "auto": the most that is measured to fit
+    token_budget: Annotated[int, Range(min=1)] | Literal["auto"]
     threads: Annotated[int, Range(min=1)] | None  # torch threads of a process; None: torch's choice
     data_workers: Annotated[int, Range(min=0)]  # processes that tokenise beside this one
-    zero: Annotated[int, Range(min=0, max=3)]  # DeepSpeed ZeRO stage; 0: whole states everywhere
+    # What each process holds only its share of (DeepSpeed ZeRO): 0 nothing, 1 optimizer states,
+    # 2 and gradients, 3 and parameters
+    zero: Annotated[int, Range(min=0, max=3)]
     deterministic: bool  # only deterministic kernels, an error where there is none
     checkpoint_every_seconds: Annotated[float, Range(min=0)]  # 0: after every step
     keep_checkpoints: Annotated[int, Range(min=1)]
     log_every: Annotated[int, Range(min=1)]  # optimizer steps per metrics line
     progress: bool
+    # What waits in CPU memory while it is not computed with: optimizer states, or also parameters
+    offload: Literal["none", "optimizer", "all"] = "none"
+    memory_gb: Annotated[float, Range(min=0, min_open=True)] | None = None  # for "auto": at most
 
     def __post_init__(self) -> None:
-        """Refuse what this version cannot do, rather than train without it."""
-        if self.zero:
+        """Refuse an offload that has nothing to act on, rather than train without it."""
+        if self.offload != "none" and not self.zero:
             raise ConfigError(
-                f"zero is {self.zero}, but sharded states (ZeRO 1-3) come with the scale-out work "
-                "and are not in this version; use zero: 0."
+                f"engine.offload={self.offload} is a part of ZeRO, and engine.zero is 0; use "
+                "engine=zero2 (or zero1, zero3), or engine.offload=none."
             )
+        if self.offload == "all" and self.zero != 3:
+            raise ConfigError(
+                f"engine.offload=all also moves parameters, which only ZeRO 3 shards, and "
+                f"engine.zero is {self.zero}; use engine=zero3, or engine.offload=optimizer."
+            )
+
+    @property
+    def budget(self) -> int:
+        """Tokens of a micro-batch; of "auto" a usual number, until a training has measured one."""
+        return USUAL_BUDGET if self.token_budget == "auto" else self.token_budget
 
     def workers(self) -> Workers:
         """Set up threads, device and process group, once per process; return the processes.
@@ -60,13 +85,24 @@ class Engine:
         Raises:
             ConfigError: ``device=cuda`` on a machine without a usable GPU.
         """
-        return _start(self.device, self.threads, self.deterministic)
+        workers = _start(self.device, self.threads, self.deterministic)
+        return workers.by_itself() if _alone.get() else workers
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process execute by itself what is inside, whatever others it was started with."""
+    before = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(before)
 
 
 @functools.lru_cache(maxsize=1)
 def _start(device: str, threads: int | None, deterministic: bool) -> Workers:
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("engine.device is 'cuda', but torch sees no GPU; use engine.device=cpu.")
@@ -82,7 +118,8 @@ def _start(device: str, threads: int | None, deterministic: bool) -> Workers:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # read at the first product of the process
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_PRODUCTS)
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
+    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=GROUP_SECONDS))
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[patience])
     if accelerator.num_processes > 1:
         atexit.register(accelerator.end_training)  # gloo aborts a process that leaves without it
     return Workers(accelerator)
@@ -97,6 +134,12 @@ class Workers:
         self.world: int = accelerator.num_processes
         self.is_main: bool = accelerator.is_main_process
         self.device: torch.device = accelerator.device
+
+    def by_itself(self) -> Workers:
+        """Return this process as if there were no other."""
+        single = copy(self)
+        single.rank, single.world, single.is_main = 0, 1, True
+        return single
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """Return the part of ``items`` that is this process's: every world-th one."""
@@ -165,7 +208,8 @@ class Workers:
 
     def barrier(self) -> None:
         """Wait until every process is here."""
-        self._accelerator.wait_for_everyone()
+        if self.world > 1:
+            self._accelerator.wait_for_everyone()
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with the main process's values."""

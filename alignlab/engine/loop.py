@@ -13,20 +13,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
+from alignlab import interruption
 from alignlab.engine import checkpoint
 from alignlab.engine.distributed import Engine
 from alignlab.engine.metrics import Metrics
-from alignlab.engine.optimizer import Optimizer, clip
+from alignlab.engine.optimizer import Optimizer
 from alignlab.engine.progress import Progress
 from alignlab.engine.state import TrainState
-from alignlab.engine.stopping import EarlyStopping, StopSignals
+from alignlab.engine.stopping import EarlyStopping
 from alignlab.engine.work import Evaluate, Micro, TrainResult, Work
 from alignlab.errors import ConfigError, DivergenceError, Interrupted
 
 if TYPE_CHECKING:
-    from alignlab.models.backbone import Backbone
+    from torch import Tensor
+
+    from alignlab.models.backbone import Backbone, View
     from alignlab.run import Run
 
 __all__ = ["Micro", "TrainResult", "Work", "train"]
@@ -53,73 +54,75 @@ def train(
 
     Raises:
         ConfigError: early stopping without evaluations, or on a metric they do not give.
-        Interrupted: SIGTERM, SIGINT or SIGUSR1 came; a checkpoint of the last step is saved.
+        Interrupted: a signal came (see `interruption`). What would take long to finish is dropped,
+            and a checkpoint of the last whole step is saved.
         DivergenceError: a loss or a gradient is not finite.
     """
     if early_stopping and not (evaluate and evaluate_every):
         raise ConfigError("early_stopping needs evaluations: set evaluate_every above 0.")
     workers = engine.workers()
     checkpoint.seed_all(seed, workers.rank)
-    state = TrainState(work, backbone, views, optimizer, early_stopping, workers)
+    state = TrainState(work, backbone, views, optimizer, early_stopping, engine)
+    if engine.zero and not state.update.holdings():
+        run.warn(f"engine.zero={engine.zero}: one process has nobody to share with and holds all.")
     first = state.resume(run) + 1
     run.update_record(steps=steps)  # how far there is to go, for who watches
-    saved = time.monotonic()
     name = run.path.name
     shown = engine.progress and workers.is_main
-    with StopSignals() as stop, Progress(name, steps, start=first - 1, shown=shown) as progress:
-        for step in range(first, steps + 1):
+    with (
+        interruption.noting("saving a checkpoint, then leaving", alone=workers.world == 1),
+        Progress(name, steps, start=first - 1, shown=shown) as progress,
+    ):
+        for step in range(first - int(state.owes_evaluation), steps + 1):
             if state.stopped:
                 break
             rate = optimizer.set_rate(state.optimizer, step, steps)
-            _step(work, backbone, state, run, step, optimizer.max_grad_norm)
-
-            if evaluate and evaluate_every and step % evaluate_every == 0:
-                state.evaluate(evaluate, run)
-            logged = None
-            if step % engine.log_every == 0 or step == steps or state.stopped:
-                logged = state.log(run, {"learning_rate": rate})
-            progress.update(step, logged)
-
-            elapsed = time.monotonic() - saved
-            # All processes must agree, whoever got the signal and whichever clock is ahead.
-            number, due = workers.highest(
-                stop.number, int(elapsed >= engine.checkpoint_every_seconds and step < steps)
-            )
-            if number or due:
+            try:
+                _step(work, backbone, state, run, step)
+                if evaluate and evaluate_every and step % evaluate_every == 0:
+                    state.evaluate(evaluate, run)
+                logged = None
+                if step % engine.log_every == 0 or step == steps or state.stopped:
+                    logged = state.log(run, {"learning_rate": rate})
+                progress.update(step, logged)
+                state.save_when_due(run, engine, more=step < steps)
+            except Interrupted as error:
                 state.save(run, engine)
-                saved = time.monotonic()
-            if number:
-                raise _interrupted(number, step, steps)
+                raise _interrupted(error.signal_number, state.step, steps) from None
+    if holdings := state.update.holdings():
+        run.update_record(sharding=holdings)
     return state.result()
 
 
-def _step(
-    work: Work, backbone: Backbone, state: TrainState, run: Run, step: int, max_norm: float | None
-) -> None:
+def _step(work: Work, backbone: Backbone, state: TrainState, run: Run, step: int) -> None:
     """Do optimizer step ``step``, or raise before anything has changed."""
+    if step <= state.step:
+        return  # resumed behind it, with its evaluation still to do
     began = time.perf_counter()
-    workers = state.workers
+    update = state.update
+    state.open_step()
     backbone.train_mode(False)
     micros = work.micros(step)
+    micros = update.even(micros)
     backbone.train_mode(True)
     losses, metrics = [], Metrics()
     for micro in micros:
+        interruption.check()
         with backbone.view(micro.view) as view:  # open until the backward is done
-            loss, measured = work.loss(view, micro)
-            workers.backward(loss)
+            loss, measured = work.loss(view, micro) if micro.data is not None else nothing(view)
+            update.backward(loss, micro.view)
         losses.append(loss.detach())
         metrics.add(measured)
-    workers.sum_gradients_(state.parameters)
-    norm = clip(state.parameters, max_norm)
-    # The step's one transfer from the device; nothing is applied before it is known to be sound.
-    values = torch.stack([x.float().to(workers.device) for x in (norm, *losses)]).tolist()
+    values, applied = update.apply(losses)
     state.measure(metrics, losses=values[1:], norm=values[0])
-    [broken] = workers.highest(int(not all(map(math.isfinite, values))))
-    if broken:
+    if not applied:
         raise _not_finite(state, run, step, micros, metrics, values)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
     state.finish_step(step, metrics, sum(m.tokens for m in micros), time.perf_counter() - began)
+
+
+def nothing(view: View) -> tuple[Tensor, dict[str, tuple[float, float]]]:
+    """Loss and metrics of a micro-batch that is there only so that all make the same passes."""
+    return view.nothing(), {}
 
 
 def _not_finite(

@@ -59,7 +59,12 @@ class Metrics:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back the unlogged sums of a checkpoint."""
-        self._sums = {name: (total, count) for name, (total, count) in state.items()}
+        self._sums = {}
+        self.take(state)
+
+    def take(self, state: Mapping[str, Any]) -> None:
+        """Add the unlogged sums of a checkpoint."""
+        self.add({name: (total, count) for name, (total, count) in state.items()})
 
 
 def _exact(value: Value) -> Value:

@@ -85,6 +85,8 @@ class Optimizer:
                     f"optimizer.rates names '{view}', but the trained views are "
                     f"{', '.join(parameters)}.{hint}"
                 )
+        from alignlab.models.sharding import dimensions
+
         seen: set[int] = set()
         groups: list[dict[str, Any]] = []
         for view, named in parameters.items():
@@ -92,8 +94,8 @@ class Optimizer:
             seen.update(map(id, own))
             peak = self.learning_rate * self.rates.get(view, 1.0)
             for decay, chosen in (
-                (self.weight_decay, [p for p in own if p.ndim >= 2]),
-                (0.0, [p for p in own if p.ndim < 2]),
+                (self.weight_decay, [p for p in own if dimensions(p) >= 2]),
+                (0.0, [p for p in own if dimensions(p) < 2]),
             ):
                 if chosen:
                     groups.append(
@@ -148,7 +150,7 @@ class Ema:
     average_0 = weights_0 and average_t = d * average_(t-1) + (1 - d) * weights_t after step t.
     """
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
         self.parameters = list(parameters)
         self.decay = decay
         self.average = [p.detach().float().clone() for p in self.parameters]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from alignlab import interruption
 from alignlab.engine import checkpoint
-from alignlab.engine.distributed import Engine, Workers
+from alignlab.engine.distributed import Engine
 from alignlab.engine.metrics import Metrics
 from alignlab.engine.optimizer import Ema, Optimizer
+from alignlab.engine.sharded import update_of
+from alignlab.engine.shares import Section
 from alignlab.engine.stopping import EarlyStopping, Patience
 from alignlab.engine.work import Evaluate, TrainResult, Work
 
@@ -31,24 +34,23 @@ class TrainState:
         views: Sequence[str],
         optimizer: Optimizer,
         early_stopping: EarlyStopping | None,
-        workers: Workers,
+        engine: Engine,
     ) -> None:
-        named = {view: backbone.trainable_parameters(view) for view in views}
-        self.work, self.backbone, self.workers = work, backbone, workers
-        self.weights = {f"{v}/{n}": p for v, own in named.items() for n, p in own.items()}
-        self.parameters = list({id(p): p for p in self.weights.values()}.values())
-        workers.broadcast_(self.parameters)
-        self.optimizer = optimizer.build(named)
-        self.ema = Ema(self.parameters, optimizer.ema) if optimizer.ema else None
-        self.patience = Patience(early_stopping, self.weights) if early_stopping else None
+        self.work, self.backbone, self.workers = work, backbone, engine.workers()
+        self.update = update_of(backbone, views, optimizer, engine)
+        self.optimizer, held = self.update.optimizer, self.update.weights
+        self.ema = Ema(list(held.values()), optimizer.ema) if optimizer.ema else None
+        self.patience = Patience(early_stopping, held) if early_stopping else None
         self.metrics = Metrics()
         self.step = 0  # the last step that has been applied
         self.logged = 0  # the last step with a metrics line
         self.last_line: dict[str, float] = {}
         self.stopped = False
+        self.owes_evaluation = False  # one was left unfinished by a signal
+        self._before: dict[str, Any] | None = None  # what the open step may have changed already
         self._tokens = 0  # of this process
         self._seconds = 0.0  # of the earlier sessions
-        self._began = time.monotonic()
+        self._began = self._saved = time.monotonic()
 
     def measure(self, metrics: Metrics, *, losses: Sequence[float], norm: float) -> None:
         """Add the loop's own metrics to a step's: its losses add up, over the processes too.
@@ -61,9 +63,13 @@ class TrainState:
         once = self._once
         metrics.add({"loss": (sum(losses), once), "grad_norm": (norm * once, once)})
 
+    def open_step(self) -> None:
+        """Remember what the step may change before it is applied, in case it is dropped."""
+        self._before = self._passing()
+
     def finish_step(self, step: int, metrics: Metrics, tokens: int, seconds: float) -> None:
         """Count a step that has been applied; ``tokens`` are this process's."""
-        self.step = step
+        self.step, self._before = step, None
         self._tokens += tokens
         if self.ema:
             self.ema.update()
@@ -86,28 +92,51 @@ class TrainState:
         """
         states = checkpoint.rng_state()
         self.backbone.train_mode(False)
-        with self.ema.swapped() if self.ema else nullcontext():
-            metrics = {name: float(value) for name, value in evaluate().items()}
-            metrics = self.workers.from_main(metrics)
-            if self.patience:
-                self.stopped = self.patience.update(self.step, metrics)
-        checkpoint.set_rng_state(states)
+        self.owes_evaluation = True
+        try:
+            with self.ema.swapped() if self.ema else nullcontext():
+                metrics = {name: float(value) for name, value in evaluate().items()}
+                metrics = self.workers.from_main(metrics)
+                if self.patience:
+                    self.stopped = self.patience.update(self.step, metrics)
+        finally:
+            checkpoint.set_rng_state(states)
+        self.owes_evaluation = False
         if self.workers.is_main:
             run.log(self.step, metrics, split="eval")
 
+    def save_when_due(self, run: Run, engine: Engine, *, more: bool) -> None:
+        """Save a checkpoint from time to time while there is ``more`` to come.
+
+        Raises:
+            Interrupted: a signal came, on any process.
+        """
+        due = more and time.monotonic() - self._saved >= engine.checkpoint_every_seconds
+        # All processes must agree, whoever got the signal and whichever clock is ahead.
+        number, due_somewhere = self.workers.highest(interruption.requested(), int(due))
+        if number:
+            raise interruption.interrupted(number)
+        if due_somewhere:
+            self.save(run, engine)
+
     def save(self, run: Run, engine: Engine) -> None:
-        """Write a checkpoint of the last finished step."""
+        """Write a checkpoint of the last finished step; of a step that is open, what was before."""
+        names = self.update.weights
+        tensors: dict[str, Section] = {"weights": dict(names)}
+        if self.ema:
+            tensors["average"] = dict(zip(names, self.ema.average, strict=True))
+        if self.patience:
+            tensors["best"] = self.patience.best_weights
+        whole, shares = self.update.parted(tensors)
         shared = {
-            "weights": {name: p.detach() for name, p in self.weights.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.average if self.ema else None,
+            "moved": self.update.moved(),
             "patience": self.patience.state() if self.patience else None,
             "stopped": self.stopped,
+            "owes_evaluation": self.owes_evaluation,
             "seconds": self.seconds,
         }
         own = {
-            "rng": checkpoint.rng_state(),
-            "work": self.work.state(),
+            **(self._before or self._passing()),
             "metrics": self.metrics.state(),
             "logged": (self.logged, self.last_line),
             "tokens": self._tokens,
@@ -117,33 +146,59 @@ class TrainState:
             self.step,
             shared,
             own,
+            whole=whole,
+            shares=shares,
             workers=self.workers,
             keep=engine.keep_checkpoints,
         )
+        self._saved = time.monotonic()
 
     def resume(self, run: Run) -> int:
         """Take back the newest checkpoint of ``run``, if any; returns its step, else 0."""
         loaded = checkpoint.load(run.state_dir, self.workers)
         if loaded is not None:
-            shared, own = loaded.shared, loaded.own
-            if shared["weights"].keys() != self.weights.keys():
+            shared, tensors = loaded.shared, loaded.tensors
+            if tensors.names("weights") != set(self.update.weights):
                 raise RuntimeError(f"{run.state_dir} is a checkpoint of other parameters")
-            for name, saved in shared["weights"].items():
-                self.weights[name].detach().copy_(saved)
-            self.optimizer.load_state_dict(shared["optimizer"])
+            self.update.load(tensors, shared["moved"])
             if self.ema:
-                self.ema.load(shared["ema"])
+                self.ema.load(list(self.update.mine(tensors, "average").values()))
             if self.patience:
-                self.patience.load(shared["patience"])
+                best = self.update.mine(tensors, "best") if tensors.names("best") else {}
+                # Copies: what was read is mapped from a file that the next checkpoint removes.
+                self.patience.load(shared["patience"], {n: t.clone() for n, t in best.items()})
             self.step, self.stopped = loaded.step, shared["stopped"]
-            self._seconds, self._tokens = shared["seconds"], own["tokens"]
-            self.metrics.load(own["metrics"])
-            self.logged, self.last_line = own["logged"]
-            self.work.load_state(own["work"])
-            checkpoint.set_rng_state(own["rng"])
+            self.owes_evaluation, self._seconds = shared["owes_evaluation"], shared["seconds"]
+            if loaded.world == self.workers.world:
+                self._take(loaded.worker(self.workers.rank))
+            else:
+                self._divide(loaded, run)
         if self.workers.is_main:
             run.rewind(self.step)  # a step after the checkpoint will be done, and logged, again
         return self.step
+
+    def _take(self, own: Mapping[str, Any]) -> None:
+        """Go on as the process that ``own`` is of."""
+        self._tokens = own["tokens"]
+        self.metrics.load(own["metrics"])
+        self.logged, self.last_line = own["logged"]
+        self.work.load_state(own["work"])
+        checkpoint.set_rng_state(own["rng"])
+
+    def _divide(self, loaded: checkpoint.Loaded, run: Run) -> None:
+        """Go on where another number of processes stopped; sums go to the main one."""
+        first = loaded.worker(0)
+        self.logged, self.last_line = first["logged"]
+        self.work.load_state(first["work"])
+        if self.workers.is_main:
+            for own in map(loaded.worker, range(loaded.world)):
+                self._tokens += own["tokens"]
+                self.metrics.take(own["metrics"])
+        checkpoint.seed_all(self.step, self.workers.rank)
+        run.warn(
+            f"continued at step {self.step} on {self.workers.world} process(es) what "
+            f"{loaded.world} began: the same up to rounding, but dropout draws other numbers."
+        )
 
     def result(self) -> TrainResult:
         """Leave the weights to be saved in the backbone, and say what the training took."""
@@ -154,6 +209,7 @@ class TrainState:
         elif self.ema:
             self.ema.swap_in()
         self.backbone.train_mode(False)
+        self.update.close()
         tokens = self.workers.reduce_sums({"tokens": self._tokens})["tokens"]
         return TrainResult(self.step, int(tokens), self.seconds, best_step)
 
@@ -161,6 +217,10 @@ class TrainState:
     def seconds(self) -> float:
         """Wall time of all sessions so far."""
         return self._seconds + time.monotonic() - self._began
+
+    def _passing(self) -> dict[str, Any]:
+        """What a step uses up and moves on by itself: random numbers, the state of the work."""
+        return {"rng": checkpoint.rng_state(), "work": self.work.state()}
 
     @property
     def _once(self) -> float:

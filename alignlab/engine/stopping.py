@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-import signal
-import sys
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
-from alignlab.errors import ConfigError, did_you_mean
+from alignlab import interruption
+from alignlab.errors import ConfigError, Interrupted, did_you_mean
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # USR1: Slurm's --signal warning
+    from alignlab.engine.distributed import Workers
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Patience:
         self.best: float | None = None
         self.best_step = 0
         self.bad = 0  # evaluations since the best
-        self._best_weights: dict[str, Tensor] = {}
+        self.best_weights: dict[str, Tensor] = {}  # none before the first evaluation
 
     def update(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Take in one evaluation; True when training should stop.
@@ -55,7 +54,7 @@ class Patience:
             )
         if self._improves(metrics[name]):
             self.best, self.best_step, self.bad = metrics[name], step, 0
-            self._best_weights = {
+            self.best_weights = {
                 key: value.detach().to("cpu", copy=True) for key, value in self._weights.items()
             }
         else:
@@ -64,22 +63,21 @@ class Patience:
 
     def restore(self) -> None:
         """Put the weights of the best evaluation back, if there has been one."""
-        for key, value in self._best_weights.items():
+        for key, value in self.best_weights.items():
             self._weights[key].detach().copy_(value)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint needs."""
+        """Return what a checkpoint needs beside ``best_weights``."""
         return {
             "best": self.best,
             "best_step": self.best_step,
             "bad": self.bad,
-            "weights": self._best_weights,
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state`` returned."""
+    def load(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Take back what ``state`` returned, and the best weights."""
         self.best, self.best_step, self.bad = state["best"], state["best_step"], state["bad"]
-        self._best_weights = dict(state["weights"])
+        self.best_weights = dict(weights)
 
     def _improves(self, value: float) -> bool:
         if math.isnan(value):
@@ -90,37 +88,22 @@ class Patience:
         return gain > self.rule.min_delta
 
 
-class StopSignals:
-    """Notes SIGTERM, SIGINT and SIGUSR1 while inside, so that the loop can end a step cleanly.
+def together(workers: Workers, work: Callable[[], T]) -> T:
+    """Do ``work`` on every process; where a signal ended it on one, it ends on all.
 
-    A second SIGINT (Ctrl-C twice) interrupts at once. Signals reach only the main thread, so in
-    another thread this does nothing.
+    ``work`` may call `interruption.check`, and must not wait for another process.
+
+    Raises:
+        Interrupted: a signal came while it was done, on this process or on another.
     """
-
-    def __init__(self) -> None:
-        self.number = 0  # the first signal received; 0: none
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        """Install the handlers."""
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Put the earlier handlers back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not self.number:
-            self.number = number
-            again = " (Ctrl-C again: quit now, unsaved)" if number == signal.SIGINT else ""
-            name = signal.Signals(number).name
-            print(
-                f"\n{name}: finishing this step, then saving a checkpoint{again}", file=sys.stderr
-            )
+    done: T | None = None
+    number = 0
+    try:
+        with interruption.leavable():
+            done = work()
+    except Interrupted as error:
+        number = error.signal_number
+    [number] = workers.highest(number)
+    if number:
+        raise interruption.interrupted(number)
+    return cast("T", done)

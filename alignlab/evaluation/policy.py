@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +50,15 @@ class Usage:
     scored: int = 0
     prompts: int = 0
     completions: int = 0
+
+    def add(self, other: Usage) -> None:
+        """Count what was spent elsewhere."""
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+    def since(self, before: Usage) -> Usage:
+        """What was spent since ``before``."""
+        return Usage(*(getattr(self, f.name) - getattr(before, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True)

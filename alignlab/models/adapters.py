@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import nn
 
 from alignlab.errors import ConfigError
 from alignlab.models.load import Adapter
+from alignlab.models.sharding import elements, sharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,18 +73,25 @@ class AdapterBodies:
 
     def count(self, name: str) -> int:
         """Parameters that the view computes with: the base and its own adapter."""
-        own = sum(p.numel() for p in self._named(name).values())
-        base = sum(p.numel() for n, p in self._base.named_parameters() if ".lora_" not in n)
-        return base + own
+        return sum(map(elements, self.all_parameters(name)))
 
-    def copy(self, source: str, target: str) -> None:
-        """Set the weights of ``target`` to those of ``source``."""
-        given = self._named(source)
-        with torch.no_grad():
-            for key, parameter in self._named(target).items():
-                if key not in given or given[key].shape != parameter.shape:
-                    raise ValueError(f"{source} and {target} have adapters of unlike shape.")
-                parameter.copy_(given[key])
+    def all_parameters(self, name: str) -> list[nn.Parameter]:
+        """The parameters that `count` counts."""
+        base = [p for n, p in self._base.named_parameters() if ".lora_" not in n]
+        return [*base, *self._named(name).values()]
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The base with all its adapters."""
+        return {"base": self._base}
+
+    def sharing(self) -> Self:
+        """The same parameters in modules of their own."""
+        twin = copy.copy(self)
+        twin._peft = sharing(self._peft)
+        twin._base = twin._peft.base_model.model
+        twin._trainable = dict(self._trainable)
+        twin._active = None
+        return twin
 
     def save(self, name: str, folder: Path) -> None:
         """Write an ordinary peft adapter folder."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,9 @@ from alignlab.models.copies import CopyBodies
 from alignlab.models.dropout import ResidualDropout, add_residual_dropout
 from alignlab.models.heads import FILE as HEAD_FILE
 from alignlab.models.heads import ScalarHead
-from alignlab.models.layout import Layout, layout_for
+from alignlab.models.layout import chosen_layout
 from alignlab.models.load import BackboneConfig, resolve, set_modes
+from alignlab.models.sharding import Sharding, elements, engine_for, gathered, sharding_of
 from alignlab.models.templates import require_same_template, template_hash, use_template
 from alignlab.models.view import View, autocast
 from alignlab.models.weights import compute_dtype, load_model, store, weights_sha256
@@ -37,15 +38,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VIEW_FILE = "view.json"
+Place = Callable[[nn.Module], None]
 
 
 class Backbone:
     """A base model and the views on it. Use `load`, then `add`, then ``with view(name)``."""
 
     def __init__(
-        self, config: BackboneConfig, cache: Path, device: torch.device | str, seed: int
+        self,
+        config: BackboneConfig,
+        cache: Path,
+        device: torch.device | str,
+        seed: int,
+        place: Place | None = None,
     ) -> None:
-        self.config = config
+        self.config, self._place = config, place
         self.device = torch.device(device)
         self._cache = cache
         self._seed = seed
@@ -53,6 +60,7 @@ class Backbone:
         self._trainable: dict[str, bool] = {}
         self._active: str | None = None
         self._training = False
+        self.sharding: Sharding | None = None  # how passes go through an engine, where one trains
 
     @classmethod
     def load(
@@ -63,15 +71,17 @@ class Backbone:
         *,
         base: Path | None = None,
         seed: int = 0,
+        place: Place | None = None,
     ) -> Backbone:
         """Open the base model that ``config`` names, or the model folder ``base`` in its place.
 
-        ``seed`` and a view's name fix the start of its adapter and scalar head.
+        ``seed`` and a view's name fix the start of its adapter and scalar head. ``place`` puts
+        every model that is read where it stays; without one it is moved to the device.
 
         Raises:
             ConfigError: no such model, or a forced layout that does not fit it.
         """
-        backbone = cls(config, cache, device, seed)
+        backbone = cls(config, cache, device, seed, place)
         folder = base or resolve(config.path, cache, config.revision)
         backbone._open(str(base or config.path), folder)
         return backbone
@@ -81,33 +91,28 @@ class Backbone:
 
         if not (folder / "config.json").is_file():
             raise ConfigError(f"{folder} is not a whole model (no config.json); merge it first.")
-        self._base_name, self._folder = name, folder
+        self._base_name, self.base_folder = name, folder
         self._settled = False  # whether the tokenizer is that of a run
         self.__dict__.pop("base_sha256", None)
         self.tokenizer: PreTrainedTokenizerBase = use_template(
             AutoTokenizer.from_pretrained(folder), self.config.template
         )
         self.model_config = AutoConfig.from_pretrained(folder)
-        self.layout = self._choose_layout()
+        self.layout = chosen_layout(self.config.layout, self.model_config)
         self.dtype = compute_dtype(self.config.dtype, self.device)
         self._bodies: AdapterBodies | CopyBodies
         if self.config.adapter.rank is None:
-            self._bodies = CopyBodies(folder, self._read, lambda m: store(m, self.dtype))
+            place = self._place or (lambda model: None)
+            self._bodies = CopyBodies(folder, self._read, lambda m: store(m, self.dtype), place)
         else:
             model = self._read(folder, False)
+            if self._place:
+                self._place(model)
             self._bodies = AdapterBodies(model, self.config.adapter, name)
 
-    def _choose_layout(self) -> tuple[Layout, str]:
-        wanted = self.config.layout
-        if wanted == "padded":
-            return "padded", "as configured"
-        layout, reason = layout_for(self.model_config)
-        if wanted == "grouped" and layout != "grouped":
-            raise ConfigError(f"backbone.layout=grouped does not fit: {reason}. Use layout=auto.")
-        return layout, reason
-
     def _read(self, folder: Path, trainable: bool) -> PreTrainedModel:
-        model = load_model(folder, self.device, self.dtype, self.layout[0], trainable=trainable)
+        device = "cpu" if self._place else self.device
+        model = load_model(folder, device, self.dtype, self.layout[0], trainable=trainable)
         if self.config.gradient_checkpointing:
             # The newer name first: transformers 5.23 warns of the older one.
             enable = getattr(model, "activation_checkpointing_enable", None)
@@ -127,7 +132,7 @@ class Backbone:
     @cached_property
     def base_sha256(self) -> str:
         """Hash of the base model's weight files."""
-        return weights_sha256(self._folder)
+        return weights_sha256(self.base_folder)
 
     def has(self, name: str) -> bool:
         """Whether there is a view ``name``."""
@@ -207,24 +212,37 @@ class Backbone:
         add_residual_dropout(self._bodies.activate(name), schedule)
 
     @contextmanager
-    def view(self, name: str) -> Iterator[View]:
+    def view(self, name: str, *, alike: bool = False) -> Iterator[View]:
         """Activate ``name`` until the block ends, backward pass included.
+
+        Of weights in shares, a pass that trains gathers each where it is used, and so does one that
+        is ``alike`` on every process; otherwise the view's are whole inside the block.
 
         Raises:
             RuntimeError: inside the block of a view.
         """
         self._known(name)
         self._refuse_while_active(f"view({name!r})")
-        model = self._bodies.activate(name)
+        engine = engine_for(self.sharding, training=self._training, alike=alike)
+        bodies, heads = (engine.bodies, engine.heads) if engine else (self._bodies, self._heads)
+        model = bodies.activate(name)
         model.train(self._training and self._trainable[name])
         self._active = name
         try:
-            with autocast(self.device, self.dtype):
-                yield View(
-                    name, model, self._heads.get(name), layout=self.layout[0], dtype=self.dtype
-                )
+            with nullcontext() if engine else self.whole(name), autocast(self.device, self.dtype):
+                yield View(name, model, heads.get(name), self.layout[0], self.dtype, engine)
         finally:
             self._active = None
+
+    def whole(self, name: str) -> AbstractContextManager[None]:
+        """Gather the view's weights for the block, where processes hold shares; all must enter."""
+        head = self._heads[name].parameters() if name in self._heads else ()
+        return gathered([*self._bodies.all_parameters(name), *head])
+
+    def shard(self, *, weights: bool) -> Sharding:
+        """Give all views as one module to an engine that shards what they train, or all weights."""
+        self.sharding = sharding_of(self._bodies, self._heads, self.views, weights=weights)
+        return self.sharding
 
     def train_mode(self, on: bool) -> None:
         """Turn dropout and gradient checkpointing of trainable views on or off (at first: off)."""
@@ -244,36 +262,24 @@ class Backbone:
         """Parameters that the view computes with, and how many of them are trained."""
         self._known(name)
         head = self._heads[name].parameters() if name in self._heads else ()
-        total = self._bodies.count(name) + sum(p.numel() for p in head)
-        return total, sum(p.numel() for p in self.trainable_parameters(name).values())
+        total = self._bodies.count(name) + sum(map(elements, head))
+        return total, sum(map(elements, self.trainable_parameters(name).values()))
 
     def set_normalization(self, name: str, mean: float, std: float) -> None:
         """Rescale a view's scores: those with this mean and deviation get mean 0, deviation 1."""
         self._known(name)
         self._heads[name].normalize(mean, std)
 
-    def copy(self, source: str, target: str) -> None:
-        """Give view ``target`` the weights of ``source``; heads too, where both have one."""
-        self._known(source)
-        self._known(target)
-        self._bodies.copy(source, target)
-        if source in self._heads and target in self._heads:
-            self._heads[target].load_state_dict(self._heads[source].state_dict())
-
     def save(self, name: str, folder: Path) -> None:
-        """Write the view as an ordinary model or peft folder, with head, tokenizer, view.json."""
+        """Write the view, inside of `whole`, as a model or peft folder with head and tokenizer."""
         self._known(name)
         folder.mkdir(parents=True, exist_ok=True)
         self._bodies.save(name, folder)
         self.tokenizer.save_pretrained(folder)
         if name in self._heads:
             self._heads[name].save(folder)
-        facts: dict[str, Any] = {
-            "mode": self._bodies.mode,
-            "base": self._base_name,
-            "base_sha256": self.base_sha256,
-            "head": name in self._heads,
-        }
+        facts: dict[str, Any] = {"mode": self._bodies.mode, "base": self._base_name}
+        facts |= {"base_sha256": self.base_sha256, "head": name in self._heads}
         (folder / VIEW_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         set_modes(folder)
 

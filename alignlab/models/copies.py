@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import nn
 
 from alignlab.models.adapters import CONFIG as ADAPTER_CONFIG
+from alignlab.models.sharding import elements, sharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class CopyBodies:
-    """One model per view; ``load(folder, trainable)`` reads one."""
+    """One model per view; ``load(folder, trainable)`` reads one, ``place`` moves it."""
 
     mode = "full"
 
@@ -25,10 +26,12 @@ class CopyBodies:
         base: Path,
         load: Callable[[Path, bool], PreTrainedModel],
         store: Callable[[PreTrainedModel], None],
+        place: Callable[[PreTrainedModel], None],
     ) -> None:
         self._base = base
         self._load = load
         self._store = store
+        self._place = place
         self._models: dict[str, PreTrainedModel] = {}
         self._trainable: dict[str, bool] = {}
 
@@ -39,6 +42,7 @@ class CopyBodies:
             self._models[name] = self._merged(folder, trainable)
         else:
             self._models[name] = self._load(folder, trainable)
+        self._place(self._models[name])
         self._trainable[name] = trainable
 
     def _merged(self, folder: Path, trainable: bool) -> PreTrainedModel:
@@ -62,14 +66,21 @@ class CopyBodies:
 
     def count(self, name: str) -> int:
         """Parameters of the view's model."""
-        return sum(p.numel() for p in self._models[name].parameters())
+        return sum(map(elements, self.all_parameters(name)))
 
-    def copy(self, source: str, target: str) -> None:
-        """Set the weights of ``target`` to those of ``source``."""
-        given = dict(self._models[source].named_parameters())
-        with torch.no_grad():
-            for key, parameter in self._models[target].named_parameters():
-                parameter.copy_(given[key])
+    def all_parameters(self, name: str) -> list[nn.Parameter]:
+        """The parameters that `count` counts."""
+        return list(self._models[name].parameters())
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The model of every view."""
+        return {f"{name}_model": model for name, model in self._models.items()}
+
+    def sharing(self) -> Self:
+        """The same parameters in modules of their own."""
+        twin = copy.copy(self)
+        twin._models = {name: sharing(model) for name, model in self._models.items()}
+        return twin
 
     def save(self, name: str, folder: Path) -> None:
         """Write an ordinary Hugging Face model folder."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignlab.errors import ConfigError
 from alignlab.models.attention_plan import attention_plan
 from alignlab.models.grouped_attention import PLAN, placeholder_mask, register
 from alignlab.tensors import FlatBatch, GroupSpan
@@ -49,6 +50,22 @@ PADDED = {
     "nemotron": "its layers do not hand the layout on to the attention function",
     "falcon": "its attention does not go through transformers' AttentionInterface",
 }
+
+
+def chosen_layout(
+    wanted: Literal["auto", "grouped", "padded"], config: PreTrainedConfig
+) -> tuple[Layout, str]:
+    """Layout for a configuration's ``layout`` and a model, and the reason in a few words.
+
+    Raises:
+        ConfigError: the flat layout is asked for and does not fit.
+    """
+    if wanted == "padded":
+        return "padded", "as configured"
+    layout, reason = layout_for(config)
+    if wanted == "grouped" and layout != "grouped":
+        raise ConfigError(f"backbone.layout=grouped does not fit: {reason}. Use layout=auto.")
+    return layout, reason
 
 
 def layout_for(config: PreTrainedConfig) -> tuple[Layout, str]:

@@ -5,6 +5,8 @@ Imports nothing heavy: stage classes and the planner use these types without tor
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,17 +121,20 @@ def _hub(path: str, revision: str | None, files: tuple[str, ...]) -> Path:
 def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """``folder``, made by ``make(temporary folder)`` if it is not there; whole or not at all.
 
-    Processes that want the same folder wait for the one that makes it.
+    Processes that want the same folder wait for the one that makes it. Of those that train together
+    this is the first: in the others transformers' ``save_pretrained`` writes nothing.
     """
+    while not folder.is_dir() and _follows():
+        time.sleep(0.1)
     if folder.is_dir():
         return folder
     import shutil
     import tempfile
 
-    from filelock import FileLock
+    from alignlab.lease import held
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with held(folder.with_name(f"{folder.name}.lease")):
         if folder.is_dir():
             return folder
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -140,6 +145,13 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return folder
+
+
+def _follows() -> bool:
+    """Whether this is one of several processes that train together, and not the first."""
+    torch = sys.modules.get("torch")
+    group = torch.distributed if torch is not None else None
+    return bool(group and group.is_available() and group.is_initialized() and group.get_rank())
 
 
 def set_modes(folder: Path) -> None:

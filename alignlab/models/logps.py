@@ -103,6 +103,15 @@ def token_logps_entropy(
     return _run(hidden, head, target_ids, temperature, chunk, entropy=True)
 
 
+def predict(
+    hidden: Tensor, head: Head, target_ids: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, ...]:
+    """`token_logps`, and the entropies if asked for."""
+    if entropy:
+        return token_logps_entropy(hidden, head, target_ids, temperature=temperature)
+    return (token_logps(hidden, head, target_ids, temperature=temperature),)
+
+
 def _run(
     hidden: Tensor,
     head: Head,

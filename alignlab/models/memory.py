@@ -1,17 +1,19 @@
-"""What a model costs before it is loaded: parameters, memory, arithmetic. Imports no torch."""
+"""What a model is before it is loaded: tensors, parameters, arithmetic. Imports no torch."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from alignlab.errors import ConfigError
+from alignlab.files import read_json
+from alignlab.models.dimensions import Dimensions
 from alignlab.models.load import Adapter, BackboneConfig, is_made, resolve
+from alignlab.models.published import PUBLISHED
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -28,7 +30,6 @@ _MADE_LATER: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 _NOT_ADAPTED = ("embed", "lm_head", "wte", "wpe")  # what "all-linear" leaves out
-_RUNTIME_BYTES = 600_000_000  # Python with torch, transformers and peft, measured
 
 
 def tensor_shapes(folder: Path) -> Shapes:
@@ -72,7 +73,64 @@ def llama_shapes(config: Mapping[str, Any]) -> Shapes:
     }
     for index in range(config["num_hidden_layers"]):
         shapes |= {f"model.layers.{index}.{k}.weight": v for k, v in layer.items()}
+        if config.get("model_type") == "qwen2":  # biases on what attention reads
+            for name, rows in (("q_proj", heads * size), ("k_proj", keys), ("v_proj", keys)):
+                shapes[f"model.layers.{index}.self_attn.{name}.bias"] = (rows,)
     return shapes
+
+
+def gpt2_shapes(config: Mapping[str, Any]) -> Shapes:
+    """Tensors of a GPT-2 by its ``config.json``."""
+    hidden = config["n_embd"]
+    inner = config.get("n_inner") or 4 * hidden
+    shapes: Shapes = {
+        "transformer.wte.weight": (config["vocab_size"], hidden),
+        "transformer.wpe.weight": (config["n_positions"], hidden),
+        **_vectors("transformer.ln_f", hidden),
+    }
+    for index in range(config["n_layer"]):
+        layer = f"transformer.h.{index}"
+        for name, rows, columns in (
+            ("attn.c_attn", hidden, 3 * hidden),
+            ("attn.c_proj", hidden, hidden),
+            ("mlp.c_fc", hidden, inner),
+            ("mlp.c_proj", inner, hidden),
+        ):
+            shapes |= {
+                f"{layer}.{name}.weight": (rows, columns),
+                f"{layer}.{name}.bias": (columns,),
+            }
+        shapes |= _vectors(f"{layer}.ln_1", hidden) | _vectors(f"{layer}.ln_2", hidden)
+    return shapes
+
+
+def neox_shapes(config: Mapping[str, Any]) -> Shapes:
+    """Tensors of a GPT-NeoX (Pythia) by its ``config.json``."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    shapes: Shapes = {
+        "gpt_neox.embed_in.weight": (config["vocab_size"], hidden),
+        "lm_head.weight": (config["vocab_size"], hidden),
+        **_vectors("gpt_neox.final_layer_norm", hidden),
+    }
+    for index in range(config["num_hidden_layers"]):
+        layer = f"gpt_neox.layers.{index}"
+        for name, rows, columns in (
+            ("attention.query_key_value", 3 * hidden, hidden),
+            ("attention.dense", hidden, hidden),
+            ("mlp.dense_h_to_4h", inner, hidden),
+            ("mlp.dense_4h_to_h", hidden, inner),
+        ):
+            shapes |= {f"{layer}.{name}.weight": (rows, columns), f"{layer}.{name}.bias": (rows,)}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes |= _vectors(f"{layer}.{norm}", hidden)
+    return shapes
+
+
+def _vectors(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+SHAPES = {"gpt2": gpt2_shapes, "gpt_neox": neox_shapes}  # others as Llama
 
 
 def parameter_count(model: Path | Mapping[str, Any]) -> int:
@@ -93,6 +151,11 @@ def parameter_counts(config: BackboneConfig, cache: Path) -> tuple[int, int]:
 
 def adapter_parameters(shapes: Shapes, adapter: Adapter) -> int:
     """Parameters of a low-rank adapter: ``rank · (inputs + outputs)`` for every adapted matrix."""
+    return (adapter.rank or 0) * sum(map(sum, adapted_shapes(shapes, adapter)))
+
+
+def adapted_shapes(shapes: Shapes, adapter: Adapter) -> list[tuple[int, ...]]:
+    """Shapes of the matrices that an adapter is put on."""
     wanted = adapter.target_modules
     names = (wanted,) if isinstance(wanted, str) else wanted
 
@@ -103,7 +166,7 @@ def adapter_parameters(shapes: Shapes, adapter: Adapter) -> int:
             return not any(part in tensor for part in _NOT_ADAPTED)
         return tensor.removesuffix(".weight").endswith(tuple(f".{name}" for name in names))
 
-    return (adapter.rank or 0) * sum(sum(s) for name, s in shapes.items() if adapted(name, s))
+    return [shape for name, shape in shapes.items() if adapted(name, shape)]
 
 
 def base_shapes(config: BackboneConfig, cache: Path) -> Shapes:
@@ -112,11 +175,29 @@ def base_shapes(config: BackboneConfig, cache: Path) -> Shapes:
     Raises:
         ConfigError: no such model.
     """
-    if config.path in _MADE_LATER and not is_made(config.path, cache):
-        return llama_shapes(_MADE_LATER[config.path])
+    stated = _stated(config, cache)
+    if stated is not None:
+        return SHAPES.get(str(stated.get("model_type")), llama_shapes)(stated)
     if is_made(config.path, cache) or config.path.partition(":")[0] in ("random", "wheel"):
         return tensor_shapes(resolve(config.path, cache))
     return _hub_shapes(config)
+
+
+def dimensions_of(config: BackboneConfig, cache: Path) -> Dimensions:
+    """Sizes of the base model, from the shapes of its tensors and its ``config.json``."""
+    stated = _stated(config, cache)
+    if stated is None and is_made(config.path, cache):
+        stated = read_json(resolve(config.path, cache) / "config.json")
+    return Dimensions.of(base_shapes(config, cache), stated)
+
+
+def _stated(config: BackboneConfig, cache: Path) -> Mapping[str, Any] | None:
+    """Return what is known of a model that is not here, without asking anybody."""
+    if is_made(config.path, cache):
+        return None
+    if config.path in _MADE_LATER:
+        return _MADE_LATER[config.path]
+    return PUBLISHED.get(config.path) if config.revision is None else None
 
 
 def _hub_shapes(config: BackboneConfig) -> Shapes:
@@ -135,35 +216,6 @@ def _hub_shapes(config: BackboneConfig) -> Shapes:
             ) from error
     files = found.files_metadata.values()
     return {name: tuple(t.shape) for file in files for name, t in file.tensors.items()}
-
-
-def estimate_memory(
-    config: BackboneConfig,
-    cache: Path,
-    *,
-    training: bool = True,
-    frozen_views: int = 1,
-    tokens: int = 2048,
-) -> int:
-    """Rough peak bytes of a stage: weights, gradients, optimizer state and activations.
-
-    A trained parameter takes 16 bytes (value, gradient and two Adam moments in fp32), a frozen one
-    4 or 2. Full-parameter views are copies: ``frozen_views`` of them beside the trained one. The
-    activations of ``tokens`` tokens per micro-batch follow Korthikanti et al. 2022 (eq. 2 without
-    the attention matrix): 34 bytes per token, layer and hidden unit in half precision.
-    """
-    shapes = base_shapes(config, cache)
-    total, trained = parameter_counts(config, cache)
-    base = sum(map(math.prod, shapes.values()))
-    full = config.adapter.rank is None
-    frozen = 4 if config.dtype == "float32" else 2
-    bases = frozen_views if full else 1
-    weights = bases * base * frozen + (16 * trained if training else frozen * (total - base))
-    layers = len({n.split(".")[2] for n in shapes if re.match(r"[a-z_]+\.[a-z_]+\.\d+\.", n)})
-    hidden = min(min(s) for s in shapes.values() if len(s) == 2)
-    kept = layers * hidden * (2 if config.gradient_checkpointing else 34)
-    activations = tokens * kept * frozen // 2 if training else 0
-    return _RUNTIME_BYTES + weights + activations
 
 
 def flops_per_token(total: int, trained: int) -> float:

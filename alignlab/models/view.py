@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from alignlab.models.attention_plan import attention_plan
 from alignlab.models.layout import Layout, hidden_states, window_of
-from alignlab.models.logps import Head, head_of, token_logps, token_logps_entropy
+from alignlab.models.logps import Head, head_of, predict
+from alignlab.tensors import FlatBatch, GroupSpan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from alignlab.models.heads import ScalarHead
-    from alignlab.tensors import FlatBatch
+    from alignlab.models.sharding import Sharding
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class View:
     """An active view; every method takes a `FlatBatch` on the backbone's device.
 
     Matrix products run in ``dtype``; log-probabilities, scores and values come out in fp32.
+    With a ``sharding``, passes run inside of the engine that holds the weights.
     """
 
     def __init__(
@@ -40,45 +44,79 @@ class View:
         name: str,
         model: PreTrainedModel,
         head: ScalarHead | None,
-        *,
         layout: Layout,
         dtype: torch.dtype,
+        sharding: Sharding | None = None,
     ) -> None:
         self.name = name
         self.model = model  # for cached decoding; its calls run in the backbone's number format
         self._head = head
         self._layout: Layout = layout
         self._dtype = dtype
+        self._within = sharding.run if sharding else None
+        self._predictor = sharding.predictors.get(name) if sharding else None
 
     def features(self, batch: FlatBatch) -> Features:
         """Hidden states at targets and ends, from one forward pass."""
-        hidden = self._hidden(batch)
-        return Features(
-            at_targets=hidden.index_select(0, batch.predictor_index),
-            at_ends=hidden.index_select(0, batch.end_index),
+        ends, targets = batch.end_index, batch.predictor_index
+        at_targets, at_ends = self._pass(
+            batch, lambda hidden: (hidden.index_select(0, targets), hidden.index_select(0, ends))
         )
+        return Features(at_targets=at_targets, at_ends=at_ends)
 
     def logps(self, batch: FlatBatch, *, temperature: float = 1.0) -> Tensor:
         """Log-probability (nats) of every target ``(N,)``, at a sampling temperature."""
-        hidden = self._hidden(batch).index_select(0, batch.predictor_index)
-        with self._arithmetic():
-            return token_logps(hidden, self.lm_head, batch.target_ids, temperature=temperature)
+        return self._pass(batch, lambda hidden: self._predict(hidden, batch, temperature)[0])
 
     def logps_entropy(self, batch: FlatBatch, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """`logps`, and the entropy (nats) of each predictive distribution without gradient."""
-        hidden = self._hidden(batch).index_select(0, batch.predictor_index)
-        with self._arithmetic():
-            return token_logps_entropy(
-                hidden, self.lm_head, batch.target_ids, temperature=temperature
-            )
+
+        def read(hidden: Tensor) -> tuple[Tensor, ...]:
+            return self._predict(hidden, batch, temperature, entropy=True)
+
+        logps, entropy = self._pass(batch, read)
+        return logps, entropy
 
     def scores(self, batch: FlatBatch) -> Tensor:
         """Normalised scalar of every completion ``(C,)``, read at its last token."""
-        return self.scalar_head(self._hidden(batch).index_select(0, batch.end_index))
+        head, index = self.scalar_head, batch.end_index
+        return self._pass(batch, lambda hidden: head(hidden.index_select(0, index)))
 
     def values(self, batch: FlatBatch) -> Tensor:
         """Normalised scalar of every target ``(N,)``, read where the target is predicted."""
-        return self.scalar_head(self._hidden(batch).index_select(0, batch.predictor_index))
+        head, index = self.scalar_head, batch.predictor_index
+        return self._pass(batch, lambda hidden: head(hidden.index_select(0, index)))
+
+    def nothing(self) -> Tensor:
+        """Zero, (), after a pass that weighs nothing: all that the view trains has a gradient of 0.
+
+        What a process does that has no micro-batch left while others do, where all must make the
+        same passes.
+        """
+        one = torch.zeros(1, dtype=torch.int64, device=self.model.device)
+        batch = FlatBatch(
+            input_ids=one.repeat(2),
+            position_ids=torch.arange(2, device=one.device),
+            predictor_index=one,
+            target_ids=one,
+            target_completion=one,
+            end_index=one + 1,
+            lengths=one + 1,
+            completion_group=one,
+            rows=one,
+            spans=(GroupSpan((0, 1), ((1, 2),)),),
+        )
+        read = self.logps if self._head is None else self.values
+        return 0.0 * read(batch).sum()
+
+    @property
+    def unused(self) -> list[torch.nn.Parameter]:
+        """Parameters that no pass reaches: a language-model head, not tied, beside a scalar one."""
+        if self._head is None:
+            return []
+        tied = {id(p) for p in self.model.get_input_embeddings().parameters()}
+        outputs = self.model.get_output_embeddings()
+        return [p for p in outputs.parameters() if id(p) not in tied] if outputs else []
 
     @property
     def lm_head(self) -> Head:
@@ -92,9 +130,24 @@ class View:
             raise ValueError(f"The view {self.name!r} has no scalar head; add it with head=True.")
         return self._head
 
-    def _hidden(self, batch: FlatBatch) -> Tensor:
+    def _pass(self, batch: FlatBatch, read: Callable[[Tensor], T]) -> T:
+        """``read`` the hidden states ``(T, H)`` of one forward pass."""
+
+        def compute() -> T:
+            with self._arithmetic():
+                hidden = hidden_states(self.model, batch, self._layout_of(batch))
+            return read(hidden)
+
+        return compute() if self._within is None else self._within(compute)
+
+    def _predict(
+        self, hidden: Tensor, batch: FlatBatch, temperature: float, *, entropy: bool = False
+    ) -> tuple[Tensor, ...]:
+        hidden = hidden.index_select(0, batch.predictor_index)
         with self._arithmetic():
-            return hidden_states(self.model, batch, self._layout_of(batch))
+            if self._predictor is not None:
+                return self._predictor(hidden, batch.target_ids, temperature, entropy)
+            return predict(hidden, self.lm_head, batch.target_ids, temperature, entropy)
 
     def _layout_of(self, batch: FlatBatch) -> Layout:
         window = window_of(self.model.config)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignlab import interruption
 from alignlab.data.group import TokenGroup
 from alignlab.data.pack import flatten, group_tokens, pack
 
@@ -40,6 +41,7 @@ def score_groups(
             members = [m for m in members if groups[m].completions]
             if not members:
                 continue
+            interruption.check()
             batch = flatten([groups[m] for m in members]).to(device)
             places = [starts[m] + k for m in members for k in range(len(groups[m].completions))]
             scores[torch.tensor(places, device=device)] = view.scores(batch).float()

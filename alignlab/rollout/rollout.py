@@ -6,12 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alignlab.data.group import NONE, TokenGroup
-from alignlab.rollout.sampler import sample
+from alignlab.rollout.sampler import Samples, sample
 from alignlab.rollout.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -56,12 +57,14 @@ def sample_rollout(
     seed: int,
     step: int,
     earlier: Sequence[int] | None = None,
+    keep: Path | None = None,
 ) -> Rollout:
     """Sample ``n`` completions of every prompt from the active ``view``.
 
     Completions that ``token_prompts`` already have are ignored. The same (seed, step, prompt)
     gives the same samples in whatever batch and order (see `sampler.sample` on rounding).
-    ``earlier``: how often each prompt came before in the step, where these are only a part of it.
+    ``earlier``: how often each prompt came before in the step, where these are only a part of it;
+    ``keep``: a file for what an interruption leaves (`sampler.sample`).
     """
     earlier = occurrences(token_prompts) if earlier is None else earlier
     seeds = [
@@ -76,7 +79,15 @@ def sample_rollout(
         eos_id=tokenization.stop_ids,
         seeds=seeds,
         device=next(view.model.parameters()).device,
+        keep=keep,
     )
+    return rollout_of(token_prompts, samples, n, tokenization)
+
+
+def rollout_of(
+    token_prompts: Sequence[TokenGroup], samples: Samples, n: int, tokenization: Tokenization
+) -> Rollout:
+    """Put ``n`` samples of every prompt together, with their texts."""
     groups = []
     for index, group in enumerate(token_prompts):
         part = slice(index * n, (index + 1) * n)

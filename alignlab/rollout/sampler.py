@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from alignlab.models.lean import lean_adapters
 from alignlab.rollout.sampling import Sampling
 from alignlab.rollout.slots import decode_slots, fits_slots
 from alignlab.rollout.streams import Drawn, uniform_stream
+from alignlab.rollout.unfinished import Unfinished
 from alignlab.rollout.waves import decode_waves
 
 __all__ = ["Samples", "Sampling", "sample", "uniform_stream"]
@@ -43,6 +45,7 @@ def sample(
     eos_id: int | Sequence[int],
     seeds: Sequence[int],
     device: torch.device | str,
+    keep: Path | None = None,
 ) -> Samples:
     """Sample ``n`` completions of every prompt.
 
@@ -62,8 +65,11 @@ def sample(
         eos_id: id or ids that end a completion.
         seeds: P integers, one per prompt.
         device: where the model is.
+        keep: where a rollout lies until the next one: after an interruption the same call goes on
+            at the same token, in the same bits. (In waves it begins again.)
 
     Raises:
+        Interrupted: a signal came; see `interruption.check`.
         DataError: an empty prompt, or one that leaves no room for the completion.
         DivergenceError: log-probabilities that are not finite.
     """
@@ -71,9 +77,13 @@ def sample(
         raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}.")
     _check_lengths(model, prompts, sampling.max_new_tokens)
     stop = torch.tensor([eos_id] if isinstance(eos_id, int) else list(eos_id), device=device)
-    decode = decode_slots if fits_slots(model) else decode_waves
+    asked = (prompts, n, sampling, stop, seeds)
     with torch.inference_mode(), _evaluation(model), lean_adapters(model):
-        drawn = decode(model, prompts, n, sampling, stop, seeds)
+        if fits_slots(model):
+            unfinished = Unfinished.of(keep, *asked) if keep is not None else None
+            drawn = decode_slots(model, *asked, unfinished)
+        else:
+            drawn = decode_waves(model, *asked)
     return _samples(drawn)
 
 

@@ -8,7 +8,7 @@ Prompts run through the model as one flat sequence. For architectures of the *gr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from alignlab import interruption
+from alignlab.errors import Interrupted
 from alignlab.models.attention_plan import attention_plan
 from alignlab.models.grouped_attention import NAME, PLAN, placeholder_mask
 from alignlab.models.layout import window_of
@@ -25,6 +27,7 @@ from alignlab.rollout.choose import choose
 from alignlab.rollout.sampling import Sampling
 from alignlab.rollout.slot_memory import Columns, PromptLayer, SlotLayer
 from alignlab.rollout.streams import Drawn, uniforms_of
+from alignlab.rollout.unfinished import Unfinished
 from alignlab.tensors import GroupSpan
 
 REFILL_AT = 0.25  # share of free slots from which waiting rows are let in, or the batch shrinks
@@ -45,9 +48,24 @@ def decode_slots(
     sampling: Sampling,
     stop: Tensor,
     seeds: Sequence[int],
+    unfinished: Unfinished | None = None,
 ) -> Drawn:
-    """Sample ``n`` completions of every prompt; see `sampler.sample`."""
-    return _Slots(model, prompts, n, sampling, stop, seeds).run()
+    """Sample ``n`` completions of every prompt; see `sampler.sample`.
+
+    ``unfinished`` says how far an earlier session has come, and is told how far this one comes.
+    """
+    slots = _Slots(model, prompts, n, sampling, stop, seeds)
+    if unfinished is None:
+        return slots.run()
+    slots.go_on(unfinished.read() or {})
+    try:
+        with interruption.deferred():
+            drawn = slots.run()
+    except Interrupted:
+        unfinished.write(slots.moved(), [part for layer in slots.layers for part in layer.memory])
+        raise
+    unfinished.write(slots.moved())
+    return drawn
 
 
 @dataclass
@@ -93,8 +111,10 @@ class _Slots:
 
     def run(self) -> Drawn:
         """Draw tokens until every row has ended or is full."""
-        self._admit()
+        if self.waiting and not self.layers:
+            self._admit()
         while self.live.any():
+            interruption.check()
             token = self._draw()
             if self.live.any():
                 self._make_room()
@@ -104,7 +124,17 @@ class _Slots:
                     self._admit()
             elif np.count_nonzero(self.live) <= (1 - REFILL_AT) * len(self.live):
                 self._shrink()
+        self.layers, self.logits, self.open = [], torch.empty(0), None  # what only decoding needs
         return self.drawn
+
+    def moved(self) -> dict[str, Any]:
+        """What decoding has changed since it began; between two tokens."""
+        given = ("model", "prompts", "n", "sampling", "stop", "seeds", "head", "device")
+        return {name: value for name, value in vars(self).items() if name not in given}
+
+    def go_on(self, moved: Mapping[str, Any]) -> None:
+        """Take back what `moved` returned."""
+        vars(self).update(moved)
 
     def _draw(self) -> Tensor:
         """Draw one token per slot and note those of rows that live."""

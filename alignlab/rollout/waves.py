@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from alignlab import interruption
 from alignlab.rollout.cache import new_cache
 from alignlab.rollout.choose import choose
 from alignlab.rollout.sampling import Sampling
@@ -134,6 +135,7 @@ def _decode(
     finished = torch.zeros(rows, dtype=torch.bool, device=uniforms.device)
     live = torch.arange(rows, device=uniforms.device)  # what is left of the rows
     for step in range(limit):
+        interruption.check()
         token, logp = choose(
             state.logits,
             uniforms[live, step],

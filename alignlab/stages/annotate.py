@@ -6,11 +6,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from alignlab.data.gate.limits import Limits
 from alignlab.models.load import BackboneConfig
@@ -18,12 +18,19 @@ from alignlab.rollout.sampling import Sampling
 from alignlab.spec import Spec, build
 from alignlab.stages.annotations import (
     FILE,
+    Collected,
+    Row,
+    counts_of,
     lines,
     read,
     require_own_template,
     require_verdicts,
+    restored,
+    token_group,
     verdict_of,
+    whole_chunks,
     write,
+    written,
 )
 from alignlab.stages.stage import POLICY_KINDS, Estimate, Role, Stage
 from alignlab.typed import Range
@@ -92,11 +99,13 @@ class Annotate(Stage):
         from alignlab.data.prepared import SplitOf
         from alignlab.data.template import Tokenization
         from alignlab.models.templates import template_hash
+        from alignlab.rollout.unfinished import rollout_file
         from alignlab.stages.session import heed, keep_card, open_backbone
 
         run = engine.workers().own(run)
         data = build(self.data)
         kinds = Counter(kind_of(group) for group in self._prompts(data))
+        keep_card(data, run, self.gate)
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         # Before the tokenizer is used: the policy may bring its own (after `pretrain`).
         backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
@@ -110,19 +119,26 @@ class Annotate(Stage):
         )
         size = SAMPLED if "missing" in kinds else CHUNK
         counts: Counter[str] = Counter()
-        collected = Collected()
+        collected = Collected(rollout_file(run.state_dir, engine.workers().rank))
         place = run.path / FILE if engine.workers().is_main else Path(os.devnull)
-        with place.open("w", encoding="utf-8") as file, self._spending(run):
+        earlier = written(place, whole_chunks(place, size))
+        with place.open("a", encoding="utf-8") as file, self._spending(run):
             stream = self._prompts(data)
             while groups := list(islice(stream, size)):
-                groups, tokens = self._judged(backbone, tokenization, groups, collected)
+                before = list(islice(earlier, len(groups)))  # by an interrupted session
+                if before:
+                    groups, tokens = self._restored(groups, before, collected)
+                else:
+                    groups, tokens = self._judged(backbone, tokenization, groups, collected)
                 first = counts["prompts"]
                 rows = [replace(t, row=row) for row, t in enumerate(tokens, first)]
                 gate.see(groups, rows)
-                file.writelines(lines(groups, rows, self.validation_share))
+                if not before:
+                    file.writelines(lines(groups, rows, self.validation_share))
+                    file.flush()
                 counts.update(counts_of(groups))
         heed(gate.findings(), run)
-        keep_card(data, run)
+        keep_card(data, run, self.gate)
         run.update_record(
             **collected.record(backbone),
             label=self.label or "annotations",
@@ -174,6 +190,18 @@ class Annotate(Stage):
                 groups[i], tokens[i] = group, token
         return groups, [tokens[i] for i in range(len(groups))]
 
+    def _restored(
+        self, groups: list[PromptGroup], before: Sequence[Row], collected: Collected
+    ) -> tuple[list[PromptGroup], list[TokenGroup]]:
+        """The same as `_judged`, from the lines that were written of it."""
+        sampled = [i for i, group in enumerate(groups) if kind_of(group) == "missing"]
+        tokens = [token_group(row) for row in before]
+        for i in sampled:
+            groups[i] = restored(groups[i], before[i])
+        length = sum(len(ids) for i in sampled for ids in tokens[i].completions)
+        collected.add(length, [groups[i].meta.get("votes", ()) for i in sampled])
+        return groups, tokens
+
     def collect(
         self,
         backbone: Backbone,
@@ -188,7 +216,14 @@ class Annotate(Stage):
         prompts = tokenization.prompts(groups, range(first, first + len(groups)))
         with backbone.view("policy") as view:
             rollout = sample_rollout(
-                view, prompts, tokenization, self.sampling, self.completions, self.seed, step=0
+                view,
+                prompts,
+                tokenization,
+                self.sampling,
+                self.completions,
+                self.seed,
+                step=0,
+                keep=collected.keep,
             )
         annotator = self._ranker
         out = []
@@ -209,39 +244,17 @@ class Annotate(Stage):
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampled tokens, at the length limit."""
-        from alignlab.stages.estimate import sampling_estimate
+        from alignlab.stages.estimate import decode_of, sampling_estimate
 
-        tokens = self.prompts * self.completions * self.sampling.max_new_tokens
-        return sampling_estimate(self.backbone, cache, tokens=tokens)
-
-
-@dataclass
-class Collected:
-    """What was sampled and voted so far, over all chunks of the data."""
-
-    prompts: int = 0
-    tokens: int = 0
-    votes: list[Sequence[Any]] = field(default_factory=list)
-
-    def add(self, tokens: int, votes: Sequence[Sequence[Any]]) -> None:
-        """Count another chunk."""
-        self.prompts += len(votes)
-        self.tokens += tokens
-        self.votes += votes
-
-    def record(self, backbone: Backbone) -> dict[str, Any]:
-        """What the run record says of it; nothing where nothing was sampled."""
-        from alignlab.rewards.agreement import agreement_of
-
-        if not self.prompts:
-            return {}
-        total, _ = backbone.parameter_counts("policy")
-        return {
-            "params_total": total,
-            "tokens_sampled": self.tokens,
-            "flops": 2.0 * total * self.tokens,
-            "agreement": agreement_of(self.votes),
-        }
+        rows = self.prompts * self.completions
+        at_once = min(self.prompts, SAMPLED) * self.completions
+        times = -(-rows // at_once)
+        return sampling_estimate(
+            self.backbone,
+            cache,
+            tokens=rows * self.sampling.max_new_tokens,
+            decode=decode_of(self.sampling, at_once, self.max_prompt, times=times),
+        )
 
 
 def judged(verdict: Verdict) -> bool:
@@ -256,26 +269,20 @@ def kind_of(group: PromptGroup) -> Literal["pairs", "thumbs", "missing"]:
     return "pairs" if group.verdict.pairs() else "thumbs"
 
 
-def counts_of(groups: Sequence[PromptGroup]) -> dict[str, int]:
-    """Sizes of annotated groups, for the run record."""
-    pairs = [len(group.verdict.pairs()) for group in groups]
-    return {
-        "prompts": len(groups),
-        "completions": sum(len(group.completions) for group in groups),
-        "pairs": sum(pairs),
-        "groups_without_pairs": pairs.count(0),
-    }
+def annotated(inputs: Mapping[str, Stage]) -> Annotate:
+    """Return the annotate stage behind a stage."""
+    stage = inputs["annotations"]
+    assert isinstance(stage, Annotate)
+    return stage
 
 
 def annotated_rows(inputs: Mapping[str, Stage]) -> float:
     """Prompts that a stage behind an annotate stage trains on, before ties are left out."""
-    stage = inputs["annotations"]
-    assert isinstance(stage, Annotate)
+    stage = annotated(inputs)
     return stage.prompts * (1 - stage.validation_share)
 
 
 def group_limit(inputs: Mapping[str, Stage], completions: int | None = None) -> int:
     """Most tokens of one annotated prompt with all, or only some, of its completions."""
-    stage = inputs["annotations"]
-    assert isinstance(stage, Annotate)
+    stage = annotated(inputs)
     return stage.max_prompt + (completions or stage.completions) * stage.max_completion

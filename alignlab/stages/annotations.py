@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import DataError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from alignlab.run import Run
 
 FILE = "annotations.jsonl"
+
+Row = Mapping[str, Any]
 
 
 def lines(
@@ -41,6 +44,40 @@ def lines(
             "meta": dict(group.meta),
         }
         yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def whole_chunks(path: Path, size: int) -> int:
+    """Lines in the whole chunks of ``size`` that an interrupted run left; what follows is cut off.
+
+    Chunks are what was sampled together, so the file goes on as if nothing had happened.
+    """
+    if not path.is_file():
+        return 0
+    whole = end = position = 0
+    with path.open("rb+") as file:
+        for number, line in enumerate(file, start=1):
+            position += len(line)
+            if number % size == 0 and line.endswith(b"\n"):
+                whole, end = number, position
+        file.truncate(end)
+    return whole
+
+
+def written(path: Path, lines: int) -> Iterator[Row]:
+    """The first ``lines`` lines of the file, while others are added to it."""
+    if lines:
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, islice(file, lines))
+
+
+def restored(group: PromptGroup, row: Row) -> PromptGroup:
+    """A group with the sampled completions and the verdict that its line says it was given."""
+    return replace(
+        group,
+        completions=tuple(row["completions"]),
+        verdict=verdict_of(row["verdict"]),
+        meta=row["meta"],
+    )
 
 
 def write(
@@ -77,27 +114,72 @@ def read(run: Run, split: str) -> Sequence[TokenGroup]:
 
 def _token_groups(path: Path, splits: list[str]) -> Iterator[TokenGroup]:
     """Token groups of all lines; the split of each is appended to ``splits``."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            row: Row = json.loads(line)
+            splits.append(row["split"])
+            yield token_group(row)
+
+
+def token_group(row: Row) -> TokenGroup:
+    """The tokens of one line."""
     import numpy as np
 
     from alignlab.data.group import TokenGroup
 
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row: dict[str, Any] = json.loads(line)
-            splits.append(row["split"])
-            yield TokenGroup(
-                prompt=np.asarray(row["prompt_ids"], dtype=np.int32),
-                completions=tuple(np.asarray(c, dtype=np.int32) for c in row["completion_ids"]),
-                verdict=verdict_of(row["verdict"]),
-                row=row["row"],
-                id=row["id"],
-                truncated=tuple(row["truncated"]),
-                meta=row["meta"],
-                masks=tuple(  # runs from before there were masks have none: all are targets
-                    None if mask is None else np.asarray(mask, bool)
-                    for mask in row.get("masks", ())
-                ),
-            )
+    return TokenGroup(
+        prompt=np.asarray(row["prompt_ids"], dtype=np.int32),
+        completions=tuple(np.asarray(c, dtype=np.int32) for c in row["completion_ids"]),
+        verdict=verdict_of(row["verdict"]),
+        row=row["row"],
+        id=row["id"],
+        truncated=tuple(row["truncated"]),
+        meta=row["meta"],
+        masks=tuple(  # runs from before there were masks have none: all are targets
+            None if mask is None else np.asarray(mask, bool) for mask in row.get("masks", ())
+        ),
+    )
+
+
+@dataclass
+class Collected:
+    """What was sampled and voted so far, over all chunks of the data."""
+
+    keep: Path  # a file for the rollout in use, should a signal come
+    prompts: int = 0
+    tokens: int = 0
+    votes: list[Sequence[Any]] = field(default_factory=list)
+
+    def add(self, tokens: int, votes: Sequence[Sequence[Any]]) -> None:
+        """Count another chunk."""
+        self.prompts += len(votes)
+        self.tokens += tokens
+        self.votes += votes
+
+    def record(self, backbone: Backbone) -> dict[str, Any]:
+        """What the run record says of it; nothing where nothing was sampled."""
+        from alignlab.rewards.agreement import agreement_of
+
+        if not self.prompts:
+            return {}
+        total, _ = backbone.parameter_counts("policy")
+        return {
+            "params_total": total,
+            "tokens_sampled": self.tokens,
+            "flops": 2.0 * total * self.tokens,
+            "agreement": agreement_of(self.votes),
+        }
+
+
+def counts_of(groups: Sequence[PromptGroup]) -> dict[str, int]:
+    """Sizes of annotated groups, for the run record."""
+    pairs = [len(group.verdict.pairs()) for group in groups]
+    return {
+        "prompts": len(groups),
+        "completions": sum(len(group.completions) for group in groups),
+        "pairs": sum(pairs),
+        "groups_without_pairs": pairs.count(0),
+    }
 
 
 def require_verdicts(groups: Sequence[TokenGroup], annotations: Run, least: int = 1) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from alignlab.errors import ConfigError
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from alignlab.engine.distributed import Engine
-    from alignlab.evaluation.policy import Usage
-    from alignlab.evaluation.task import Better
+    from alignlab.evaluation.policy import Policy, Usage
+    from alignlab.evaluation.task import Better, Result
     from alignlab.run import Run
 
 
@@ -54,7 +55,10 @@ class Benchmark(Stage):
         return " ".join([super().fingerprint(), *found])
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
-        """Ask the policy all tasks; write their rows and the means."""
+        """Ask the policy all tasks; write their rows and the means.
+
+        Interrupted and run again, it does not ask a task again that was finished.
+        """
         from alignlab.evaluation.policy import Policy
         from alignlab.models.templates import template_hash
         from alignlab.stages.session import open_backbone
@@ -63,7 +67,7 @@ class Benchmark(Stage):
         backbone = open_backbone(self.backbone, run, engine, self.seed)
         backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
         device = engine.workers().device
-        budget = engine.token_budget
+        budget = engine.budget
         policy = Policy(backbone, "policy", device, budget, self.max_prompt, self.seed)
         if engine.workers().is_main:
             for name in ("samples.jsonl", "metrics.jsonl"):  # of an interrupted attempt
@@ -72,7 +76,7 @@ class Benchmark(Stage):
         better: dict[str, Better] = {}
         notes: dict[str, Any] = {}
         for task, spec in self.tasks.items():
-            result = build(spec).run(policy)
+            result = once(run.state_dir / f"{task}.task", spec, policy)
             for row in result.rows:
                 rows.append(row.to_mapping(task))
                 better[key_of(rows[-1])] = result.direction(row)
@@ -99,7 +103,23 @@ class Benchmark(Stage):
         from alignlab.stages.estimate import sampling_estimate
 
         tokens = sum(build(spec).tokens for spec in self.tasks.values())
-        return sampling_estimate(self.backbone, cache, tokens=tokens)
+        return sampling_estimate(self.backbone, cache, tokens=tokens, row=self.max_prompt or 0)
+
+
+def once(file: Path, spec: Spec, policy: Policy) -> Result:
+    """Ask a task, or take its result from the ``file`` that an interrupted session kept it in."""
+    result: Result
+    if file.is_file():
+        result, spent = pickle.loads(file.read_bytes())  # a file of this run's own
+        policy.usage.add(spent)
+        return result
+    before = replace(policy.usage)
+    result = build(spec).run(policy)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_bytes(pickle.dumps((result, policy.usage.since(before))))
+    temporary.replace(file)
+    return result
 
 
 def key_of(row: Mapping[str, Any]) -> str:

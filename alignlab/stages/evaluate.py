@@ -68,6 +68,7 @@ class Evaluate(Stage):
         from alignlab.data.template import Tokenization
         from alignlab.models.templates import template_hash
         from alignlab.rollout.rollout import sample_rollout
+        from alignlab.rollout.unfinished import rollout_file
         from alignlab.stages.session import keep_card, open_backbone
 
         run = engine.workers().own(run)
@@ -88,6 +89,7 @@ class Evaluate(Stage):
                 self.samples * self.best_of,
                 self.seed,
                 step=0,
+                keep=rollout_file(run.state_dir, engine.workers().rank),
             )
         rewards = [inputs[name] for name in filling("reward", inputs)]
         proxy = self.proxy(backbone, rewards, rollout, engine)
@@ -227,10 +229,22 @@ class Evaluate(Stage):
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampled tokens at the length limit."""
-        from alignlab.stages.estimate import sampling_estimate
+        from alignlab.stages.estimate import decode_of, sampling_estimate
 
-        tokens = self.prompts * self.samples * self.best_of * self.sampling.max_new_tokens
-        return sampling_estimate(self.backbone, cache, tokens=tokens)
+        each = self.samples * self.best_of
+        rows, rewards = self.prompts * each, len(filling("reward", self.inputs))
+        group = self.max_prompt + each * self.max_completion
+        scorers = rewards + 2 * (self.best_of == 1)
+        return sampling_estimate(
+            self.backbone,
+            cache,
+            tokens=rows * self.sampling.max_new_tokens,
+            frozen=2 + rewards,
+            decode=decode_of(self.sampling, rows, self.max_prompt),
+            scored=scorers * self.prompts * group,
+            group=group,
+            row=self.max_prompt + self.max_completion,
+        )
 
 
 def best_indices(scores: np.ndarray, n: int) -> list[int]:

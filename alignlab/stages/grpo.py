@@ -12,6 +12,7 @@ from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
 from alignlab.rewards.ensemble import Ensemble
 from alignlab.rollout.sampling import Sampling
+from alignlab.rollout.vllm import WHERE, check_rollout
 from alignlab.spec import Spec, build
 from alignlab.stages.stage import Estimate, Role, Stage, filling, reject_truncated_sampling
 from alignlab.typed import Range
@@ -40,6 +41,9 @@ class GRPO(Stage):
 
     version: ClassVar[int] = 4  # decoding rounds otherwise
     kind: ClassVar[str] = "grpo"
+    unkeyed: ClassVar[frozenset[str]] = Stage.unkeyed | WHERE
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"rollout"})
+    together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         "init": Role(("sft", "pretrain")),
         "reference": Role(("sft", "pretrain")),
@@ -55,6 +59,7 @@ class GRPO(Stage):
     max_prompt: Annotated[int, Range(min=1)]
     max_completion: Annotated[int, Range(min=1)]
     sampling: Sampling
+    rollout: Spec | None = None
     prompts: Annotated[int, Range(min=1)]
     rollout_batch: Annotated[int, Range(min=1)]
     group: Annotated[int, Range(min=2)]
@@ -78,6 +83,7 @@ class GRPO(Stage):
                 "inputs.reward is missing: name a reward stage there, or set `reward`."
             )
         reject_truncated_sampling(self.sampling)
+        check_rollout(self.rollout, adapter=self.backbone.adapter.rank is not None)
         if self.kl_coef > 0 and self.kl_place == "loss" and self.kl_estimator == "k1":
             raise ConfigError(
                 "kl_estimator=k1 does nothing in the loss: its expected gradient is zero. Use"
@@ -88,13 +94,17 @@ class GRPO(Stage):
         """Alternate sampling and updates until ``iterations`` are done."""
         from alignlab.data.template import Tokenization
         from alignlab.engine.loop import train
+        from alignlab.rollout.unfinished import rollout_file
+        from alignlab.stages.budget import fit_online
+        from alignlab.stages.finish import finish_training
         from alignlab.stages.grpo_work import GRPOWork
         from alignlab.stages.online import Scorer, prompts_of, require_prompts_for_all
-        from alignlab.stages.session import finish_training, open_backbone
+        from alignlab.stages.outside import outside_of
+        from alignlab.stages.session import open_backbone
 
         require_prompts_for_all(engine, self.rollout_batch)
         run = engine.workers().own(run)
-        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        backbone = open_backbone(self.backbone, run, engine, self.seed, trains=True)
         backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
         prompts = prompts_of(build(self.data), self.prompts, tokenization, run, self.gate)
@@ -102,7 +112,14 @@ class GRPO(Stage):
             backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
         rewards = [inputs[name] for name in filling("reward", inputs)]
         scorer = Scorer(backbone, rewards, self.reward, engine, self.ensemble, self.monitor)
-        work = GRPOWork(self, backbone, tokenization, prompts, scorer, engine)
+        step = -(-self.rollout_batch // self.updates)
+        engine = fit_online(
+            engine, backbone, ["policy"], prompts, self, run, completions=self.group, step=step
+        )
+        keep = rollout_file(run.state_dir, engine.workers().rank)
+        longest = self.max_prompt + self.sampling.max_new_tokens
+        outside = outside_of(self.rollout, run, longest, whole=self.ratio == "sequence")
+        work = GRPOWork(self, backbone, tokenization, prompts, scorer, engine, keep, outside)
         result = train(
             work,
             backbone,
@@ -113,15 +130,13 @@ class GRPO(Stage):
             engine=engine,
             seed=self.seed,
         )
-        finish_training(
-            run, backbone, "policy", result, prompts, 0, forward_tokens=3 * work.sampled
-        )
+        asked = self.iterations * self.rollout_batch
+        counts = {"prompts": asked, "completions": asked * self.group}
+        finish_training(run, backbone, "policy", result, counts, forward_tokens=3 * work.sampled)
         run.update_record(
             label=self.label or f"{self.name()} (G={self.group}, β={self.kl_coef})",
             reference=inputs["reference"].path.name,
             rewards=[reward.path.name for reward in rewards],
-            prompts=self.iterations * self.rollout_batch,
-            completions=self.iterations * self.rollout_batch * self.group,
             tokens_sampled=work.sampled,
             summary={"zero_std_share": work.zero_share},
         )
@@ -136,10 +151,21 @@ class GRPO(Stage):
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampling plus ``updates`` passes over the same tokens."""
-        from alignlab.stages.estimate import training_estimate
+        from alignlab.stages.estimate import decode_of, training_estimate, update_of
 
         per = self.max_prompt + self.group * self.max_completion
         tokens = self.iterations * self.rollout_batch * per
+        scorers = len(filling("reward", self.inputs)) + (self.kl_coef > 0)
+        small, prompt = -(-self.rollout_batch // self.updates), self.max_prompt
+        rows = self.rollout_batch * self.group
         return training_estimate(
-            self.backbone, cache, tokens=tokens, forward_tokens=3 * tokens, frozen_views=2
+            self.backbone,
+            cache,
+            tokens=tokens,
+            forward_tokens=3 * tokens,
+            update=update_of(small, tokens, group=per, prompt=prompt, completions=self.group),
+            frozen=scorers,
+            scored=scorers * tokens,
+            decode=decode_of(self.sampling, rows, prompt, times=self.iterations, live=True),
+            averages=int(self.optimizer.ema is not None),
         )

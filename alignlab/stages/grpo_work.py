@@ -15,10 +15,13 @@ from alignlab.objectives.divergence import token_kl
 from alignlab.objectives.policy import clip_fraction, clipped_surrogate, sequence_surrogate
 from alignlab.objectives.stable import segment_sum
 from alignlab.rewards.shaping import missing_eos
-from alignlab.stages.online import collect, pack_experience, rollout_metrics
+from alignlab.stages.online import collect, pack_experience
+from alignlab.stages.online_metrics import rollout_metrics
 from alignlab.tensors import TokenLogps
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from alignlab.data.group import TokenGroup
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from alignlab.models.backbone import Backbone, View
     from alignlab.stages.grpo import GRPO
     from alignlab.stages.online import Experience, OnlinePack, Scorer
+    from alignlab.stages.outside import Outside
     from alignlab.stages.session import Metrics
 
 
@@ -41,9 +45,13 @@ class GRPOWork:
         prompts: Sequence[TokenGroup],
         scorer: Scorer,
         engine: Engine,
+        keep: Path | None = None,
+        outside: Outside | None = None,
     ) -> None:
         self.stage, self.backbone, self.tokenization = stage, backbone, tokenization
         self.prompts, self.scorer, self.engine = prompts, scorer, engine
+        self.keep = keep  # a file for the rollout in use, should a signal come
+        self.outside = outside  # what samples in place of the policy itself
         self.sampled = 0
         self.zero_share = 0.0
         self.experience: Experience | None = None
@@ -73,6 +81,9 @@ class GRPOWork:
             per_token[c].expand(len(old)) if c in per_token else old * 0
             for c, old in enumerate(experience.old)
         ]
+        if importance := experience.tokens.get("importance"):
+            pairs = zip(experience.tokens["weights"], importance, strict=True)
+            experience.tokens["weights"] = [weight * ratio for weight, ratio in pairs]
         # One group stays where none carries a gradient, so that the optimizer sees a gradient of
         # zero (and its momentum goes on) as it would without the saving.
         moving = [g for g in chosen if self.carries_gradient(g)] or chosen[:1]
@@ -113,6 +124,8 @@ class GRPOWork:
             step=iteration,
             scorer=self.scorer,
             engine=self.engine,
+            keep=self.keep,
+            outside=self.outside,
             reference=stage.kl_coef > 0,
         )
         self.sampled += int(experience.lengths.sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from alignlab.data.pack import flatten
 from alignlab.data.sources.source import policy_prompts
+from alignlab.engine.stopping import together
 from alignlab.engine.work import Micro
 from alignlab.errors import ConfigError
 from alignlab.spec import Spec, build
@@ -18,6 +20,7 @@ from alignlab.stages.session import Metrics, inspect, keep_card, parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -28,9 +31,11 @@ if TYPE_CHECKING:
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone
     from alignlab.rewards.ensemble import Ensemble
+    from alignlab.rewards.reward import Reward
     from alignlab.rollout.rollout import Rollout
     from alignlab.rollout.sampling import Sampling
     from alignlab.run import Run
+    from alignlab.stages.outside import Gaps, Outside
     from alignlab.tensors import FlatBatch
 
 
@@ -45,6 +50,9 @@ class Experience:
     reference: list[Tensor]  # C × (L,) under the reference; empty where no term needs it
     tokens: dict[str, list[Tensor]] = field(default_factory=dict)  # C × (L,): advantages, values …
     monitored: Tensor | None = None  # (C,) a reward that is watched and trains nothing
+    outside: Gaps | None = (
+        None  # of rollouts by another sampler; tokens["importance"] corrects them
+    )
 
     @property
     def lengths(self) -> Tensor:
@@ -73,7 +81,7 @@ def prompts_of(
     prompts = tokenization.prompts(groups)
     held_out = {name: data.load(name) for name in ("validation", "test")}
     inspect(groups, prompts, tokenization, run, need="prompt", limits=limits, held_out=held_out)
-    keep_card(data, run)
+    keep_card(data, run, limits)
     return prompts
 
 
@@ -112,22 +120,28 @@ class Scorer:
     def __call__(self, rollout: Rollout) -> Tensor:
         """Scores (C,) in the rollout's order."""
         if self.function is not None:
-            return torch.from_numpy(self.function.score(*rollout.per_completion())).float()
+            return self._by(self.function, rollout)
         return self.ensemble(torch.stack([self.member(name, rollout) for name in self.views]))
 
     def member(self, name: str, rollout: Rollout) -> Tensor:
         """Scores (C,) of one reward run."""
         from alignlab.rewards.learned import score_groups
 
-        with self.backbone.view(name) as view:
-            device = self.engine.workers().device
-            return score_groups(view, rollout.groups, self.engine.token_budget, device).cpu()
+        workers = self.engine.workers()
+
+        def scored() -> Tensor:
+            with self.backbone.view(name) as view:
+                return score_groups(view, rollout.groups, self.engine.budget, workers.device).cpu()
+
+        return together(workers, scored)
 
     def monitored(self, rollout: Rollout) -> Tensor | None:
         """Scores (C,) of the reward that is only watched, if there is one."""
-        if self.monitor is None:
-            return None
-        return torch.from_numpy(self.monitor.score(*rollout.per_completion())).float()
+        return None if self.monitor is None else self._by(self.monitor, rollout)
+
+    def _by(self, reward: Reward, rollout: Rollout) -> Tensor:
+        scored = partial(reward.score, *rollout.per_completion())
+        return torch.from_numpy(together(self.engine.workers(), scored)).float()
 
 
 def collect(
@@ -142,30 +156,35 @@ def collect(
     scorer: Scorer,
     engine: Engine,
     reference: bool,
+    keep: Path | None = None,
+    outside: Outside | None = None,
 ) -> tuple[Experience, Rollout]:
     """Sample ``completions`` per prompt from the live policy and score them.
 
     Each process does so for its share of the prompts; then all know all rollouts, so that whatever
-    is computed from them is the same everywhere. The second result is this process's share.
+    is computed from them is the same everywhere. The second result is this process's share. A
+    signal is heeded on all of them in the middle of it; ``keep`` is a file of this process that the
+    rollout lies in meanwhile (`sampler.sample`). ``outside``: what samples instead of the trainer.
     """
-    from alignlab.rollout.rollout import occurrences, sample_rollout
+    from alignlab.stages.outside import sampled
 
     workers = engine.workers()
-    mine, earlier = workers.share(prompts), workers.share(occurrences(prompts))
-    with backbone.view("policy") as view:
-        rollout = sample_rollout(
-            view, mine, tokenization, sampling, completions, seed, step, earlier
-        )
+    asked = (tokenization, sampling, completions, seed, step)
+    rollout = sampled(outside, backbone, prompts, *asked, workers=workers, keep=keep)
     groups = list(rollout.groups)
-    ref: list[Tensor] = []
-    if reference:
-        ref = token_outputs(
-            backbone,
-            "reference",
-            groups,
-            engine,
-            lambda v, b: v.logps(b, temperature=sampling.temperature),
-        )
+
+    def measured(view: str) -> list[Tensor]:
+        temperature = sampling.temperature
+        read = lambda view, batch: view.logps(batch, temperature=temperature)  # noqa: E731
+        return token_outputs(backbone, view, groups, engine, read)
+
+    old = [torch.from_numpy(np.asarray(x)).float() for x in rollout.logps]
+    importance: list[Tensor] = []
+    gaps: Gaps | None = None
+    if outside is not None:
+        sampler_logps, old = old, measured("policy")
+        importance, gaps = outside.corrected(old, sampler_logps, workers)
+    ref = measured("reference") if reference else []
 
     def everywhere(items: Sequence[Any]) -> list[Any]:
         """Items of this process's completions → those of all, in the order of the prompts."""
@@ -178,8 +197,10 @@ def collect(
         groups=workers.whole(groups),
         scores=torch.tensor(everywhere(scorer(rollout).tolist())),
         finished=torch.tensor(everywhere(finished.tolist())),
-        old=everywhere([torch.from_numpy(np.asarray(x)).float() for x in rollout.logps]),
+        old=everywhere(old),
         reference=everywhere(ref),
+        tokens={"importance": everywhere(importance)} if outside is not None else {},
+        outside=gaps,
         monitored=None if watched is None else torch.tensor(everywhere(watched.tolist())),
     )
     return experience, rollout
@@ -201,12 +222,17 @@ def token_outputs(
 ) -> list[Tensor]:
     """Per-token outputs (log-probs, values) of every completion, without gradients."""
     out: dict[int, list[Tensor]] = {}
-    with torch.no_grad(), backbone.view(view) as active:
-        for positions, part in parts(groups, engine.token_budget):
-            batch = flatten(part).to(engine.workers().device)
-            pieces = iter(read(active, batch).float().cpu().split(batch.lengths.tolist()))
-            for position, group in zip(positions, part, strict=True):
-                out[position] = [next(pieces) for _ in group.completions]
+    workers = engine.workers()
+
+    def passes() -> None:
+        with torch.no_grad(), backbone.view(view) as active:
+            for positions, part in parts(groups, engine.budget):
+                batch = flatten(part).to(workers.device)
+                pieces = iter(read(active, batch).float().cpu().split(batch.lengths.tolist()))
+                for position, group in zip(positions, part, strict=True):
+                    out[position] = [next(pieces) for _ in group.completions]
+
+    together(workers, passes)
     return [piece for i in range(len(groups)) for piece in out[i]]
 
 
@@ -236,7 +262,7 @@ def pack_experience(
     chosen = engine.workers().share(chosen)
     sources = {"old": experience.old, "reference": experience.reference, **experience.tokens}
     micros = []
-    for positions, part in parts([experience.groups[g] for g in chosen], engine.token_budget):
+    for positions, part in parts([experience.groups[g] for g in chosen], engine.budget):
         completions = experience.completions_of([chosen[i] for i in positions])
         tokens = {
             name: torch.cat([sources[name][c] for c in completions]).to(device)
@@ -253,22 +279,3 @@ def pack_experience(
             )
         )
     return micros
-
-
-def rollout_metrics(experience: Experience) -> Metrics:
-    """What a person wants to know about an iteration's samples, as (sum, count)."""
-    count = len(experience.scores)
-    metrics: Metrics = {
-        "reward": (experience.scores.double().sum(), count),
-        "completion_length": (experience.lengths.double().sum(), count),
-        "finished": (experience.finished.double().sum(), count),
-        "entropy_estimate": (
-            -torch.cat(experience.old).double().sum(),
-            int(experience.lengths.sum()),
-        ),
-    }
-    if experience.monitored is not None:
-        metrics["monitored_reward"] = (experience.monitored.double().sum(), count)
-    if experience.reference:
-        metrics["kl"] = (experience.log_ratio().double().sum(), count)
-    return metrics

@@ -12,6 +12,7 @@ from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
 from alignlab.rewards.ensemble import Ensemble
 from alignlab.rollout.sampling import Sampling
+from alignlab.rollout.vllm import WHERE, check_rollout
 from alignlab.spec import Spec, build
 from alignlab.stages.stage import Estimate, Role, Stage, filling, reject_truncated_sampling
 from alignlab.typed import Range
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from alignlab.data.group import TokenGroup
+    from alignlab.data.sources.source import Source
+    from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine
     from alignlab.run import Run
 
@@ -39,6 +42,9 @@ class PPO(Stage):
 
     version: ClassVar[int] = 4  # decoding rounds otherwise
     kind: ClassVar[str] = "ppo"
+    unkeyed: ClassVar[frozenset[str]] = Stage.unkeyed | WHERE
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"rollout"})
+    together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         "init": Role(("sft", "pretrain")),
         "reference": Role(("sft", "pretrain")),
@@ -54,6 +60,7 @@ class PPO(Stage):
     max_prompt: Annotated[int, Range(min=1)]
     max_completion: Annotated[int, Range(min=1)]
     sampling: Sampling
+    rollout: Spec | None = None
     prompts: Annotated[int, Range(min=1)]
     rollout_batch: Annotated[int, Range(min=1)]
     iterations: Annotated[int, Range(min=1)]
@@ -80,6 +87,7 @@ class PPO(Stage):
                 "inputs.reward is missing: name a reward stage there, or set `reward`."
             )
         reject_truncated_sampling(self.sampling)
+        check_rollout(self.rollout, adapter=self.backbone.adapter.rank is not None)
         if self.minibatches > self.rollout_batch:
             raise ConfigError(
                 f"minibatches={self.minibatches} is more than rollout_batch={self.rollout_batch}."
@@ -87,60 +95,74 @@ class PPO(Stage):
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Alternate sampling and updates until ``iterations`` are done."""
-        from alignlab.data.group import PromptGroup
         from alignlab.data.template import Tokenization
         from alignlab.engine.loop import train
+        from alignlab.rollout.unfinished import rollout_file
+        from alignlab.stages.budget import fit_online
+        from alignlab.stages.finish import finish_training
         from alignlab.stages.online import Scorer, prompts_of, require_prompts_for_all
+        from alignlab.stages.outside import outside_of
         from alignlab.stages.ppo_work import PPOWork
-        from alignlab.stages.session import finish_training, open_backbone, tokenize
+        from alignlab.stages.session import open_backbone
 
         require_prompts_for_all(engine, self.rollout_batch)
         run = engine.workers().own(run)
-        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        backbone = open_backbone(self.backbone, run, engine, self.seed, trains=True)
         backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
         data = build(self.data)
         prompts = prompts_of(data, self.prompts, tokenization, run, self.gate)
-        ptx: Sequence[TokenGroup] = ()
-        if self.ptx_coef > 0:
-            ptx = tokenize(
-                data,
-                "sft",
-                tokenization,
-                run,
-                engine,
-                need="demonstration",
-                limits=self.gate,
-                select=PromptGroup.demonstration,
-                rows=self.ptx_rows or None,
-            )
+        ptx = self.demonstrations(data, tokenization, run, engine) if self.ptx_coef else ()
         rewards = [inputs[name] for name in filling("reward", inputs)]
         backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
         source = (rewards[0] if rewards else inputs["init"]).model_dir
         backbone.add("value", source=source, trainable=True, head=True)
         scorer = Scorer(backbone, rewards, self.reward, engine, self.ensemble, self.monitor)
-        work = PPOWork(self, backbone, tokenization, prompts, ptx, scorer, engine)
+        views = ["policy", "value"]
+        step = -(-self.rollout_batch // self.minibatches)
+        engine = fit_online(engine, backbone, views, prompts, self, run, completions=1, step=step)
+        keep = rollout_file(run.state_dir, engine.workers().rank)
+        longest = self.max_prompt + self.sampling.max_new_tokens
+        outside = outside_of(self.rollout, run, longest, whole=False)
+        work = PPOWork(self, backbone, tokenization, prompts, ptx, scorer, engine, keep, outside)
         result = train(
             work,
             backbone,
-            ["policy", "value"],
+            views,
             optimizer=self.optimizer,
             steps=self.iterations * self.ppo_epochs * self.minibatches,
             run=run,
             engine=engine,
             seed=self.seed,
         )
-        finish_training(
-            run, backbone, "policy", result, prompts, 0, forward_tokens=4 * work.sampled
-        )
+        episodes = self.iterations * self.rollout_batch
+        counts = {"prompts": episodes, "completions": episodes}
+        finish_training(run, backbone, "policy", result, counts, forward_tokens=4 * work.sampled)
         run.update_record(
             label=self.label or self.name(),
             reference=inputs["reference"].path.name,
             rewards=[reward.path.name for reward in rewards],
-            prompts=self.iterations * self.rollout_batch,
-            completions=self.iterations * self.rollout_batch,
             tokens_sampled=work.sampled,
             summary={"kl_coef": work.kl_coef},
+        )
+
+    def demonstrations(
+        self, data: Source, tokenization: Tokenization, run: Run, engine: Engine
+    ) -> Sequence[TokenGroup]:
+        """Rows of the ``sft`` split for the pretraining term."""
+        from alignlab.data.group import PromptGroup
+        from alignlab.stages.session import tokenize
+
+        return tokenize(
+            data,
+            "sft",
+            tokenization,
+            run,
+            engine,
+            need="demonstration",
+            limits=self.gate,
+            select=PromptGroup.demonstration,
+            rows=self.ptx_rows or None,
         )
 
     def name(self) -> str:
@@ -151,14 +173,24 @@ class PPO(Stage):
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampling plus ``ppo_epochs`` passes of policy and value over the same tokens."""
-        from alignlab.stages.estimate import training_estimate
+        from alignlab.stages.estimate import decode_of, training_estimate, update_of
 
         per = self.max_prompt + self.max_completion
         tokens = self.iterations * self.rollout_batch * per
+        rewards = len(filling("reward", self.inputs))
+        small = -(-self.rollout_batch // self.minibatches)
+        shown, prompt = self.ppo_epochs * tokens, self.max_prompt
         return training_estimate(
             self.backbone,
             cache,
-            tokens=2 * self.ppo_epochs * tokens,
+            tokens=2 * shown,  # the policy's and the value's
             forward_tokens=4 * tokens,
-            frozen_views=2,
+            update=update_of(small, shown, group=per, prompt=prompt, completions=1),
+            trained=2,
+            frozen=1 + rewards,
+            scored=(2 + rewards) * tokens,
+            decode=decode_of(
+                self.sampling, self.rollout_batch, prompt, times=self.iterations, live=True
+            ),
+            averages=int(self.optimizer.ema is not None),
         )

@@ -25,14 +25,16 @@ from alignlab.stages.online import (
     OnlinePack,
     collect,
     pack_experience,
-    rollout_metrics,
     shared_outputs,
 )
+from alignlab.stages.online_metrics import rollout_metrics
 from alignlab.stages.session import split
 from alignlab.stages.sft import completion_tokens
 from alignlab.tensors import TokenLogps
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from alignlab.data.group import TokenGroup
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone, View
     from alignlab.stages.online import Experience, Scorer
+    from alignlab.stages.outside import Outside
     from alignlab.stages.ppo import PPO
     from alignlab.stages.session import Metrics
 
@@ -56,9 +59,13 @@ class PPOWork:
         ptx: Sequence[TokenGroup],
         scorer: Scorer,
         engine: Engine,
+        keep: Path | None = None,
+        outside: Outside | None = None,
     ) -> None:
         self.stage, self.backbone, self.tokenization = stage, backbone, tokenization
         self.prompts, self.ptx, self.scorer, self.engine = prompts, ptx, scorer, engine
+        self.keep = keep  # a file for the rollout in use, should a signal come
+        self.outside = outside  # what samples in place of the policy itself
         self.kl_coef = stage.kl_coef
         self.sampled = 0
         self.experience: Experience | None = None
@@ -83,7 +90,7 @@ class PPOWork:
         policy = pack_experience(
             experience,
             chosen,
-            ["old", "advantages"],
+            ["old", "advantages", *(["importance"] if experience.outside else [])],
             view="policy",
             term="policy",
             count=count,
@@ -120,6 +127,8 @@ class PPOWork:
             step=iteration,
             scorer=self.scorer,
             engine=self.engine,
+            keep=self.keep,
+            outside=self.outside,
             reference=True,
         )
         self.sampled += int(experience.lengths.sum())
@@ -145,7 +154,7 @@ class PPOWork:
             mean, variance = mean_variance(moments(advantages))
             advantages = whiten(advantages, mean, variance, shift_mean=True, epsilon=1e-8)
         sizes = lengths.tolist()
-        experience.tokens = {
+        experience.tokens |= {
             "values": values,
             "returns": list(returns.split(sizes)),
             "advantages": list(advantages.split(sizes)),
@@ -171,7 +180,7 @@ class PPOWork:
         ]
         count = completion_tokens(chosen)
         micros = []
-        for part in split(self.engine.workers().share(chosen), self.engine.token_budget):
+        for part in split(self.engine.workers().share(chosen), self.engine.budget):
             batch = flatten(part).to(self.engine.workers().device)
             data = OnlinePack(batch, "pretraining", count, {})
             micros.append(Micro(view="policy", data=data, tokens=batch.tokens, label="ptx rows"))
@@ -194,6 +203,8 @@ class PPOWork:
         ratio = importance_ratio(logps).detach()
         log_ratio = new.detach() - tokens["old"]
         count = len(ratio)
+        if "importance" in tokens:
+            losses = losses * tokens["importance"]
         return losses.sum(), {
             "clip_fraction": (clipped.double().sum(), count),
             "approx_kl": ((ratio - 1 - log_ratio).double().sum(), count),  # k3 of old and new

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from alignlab.data.batch import Batch
 from alignlab.engine.optimizer import Optimizer
 from alignlab.engine.stopping import EarlyStopping
 from alignlab.errors import ConfigError
@@ -41,6 +42,7 @@ class Preference(Stage):
     """
 
     kind: ClassVar[str] = "preference"
+    together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         "init": Role(("sft", "pretrain")),
         "reference": Role(("sft", "pretrain"), optional=True),
@@ -50,7 +52,7 @@ class Preference(Stage):
     backbone: BackboneConfig
     objective: Spec
     pairs: Literal["best_worst", "all"]
-    batch: Annotated[int, Range(min=1)]
+    batch: Batch
     epochs: Annotated[float, Range(min=0, min_open=True)]
     steps: Annotated[int, Range(min=1)] | None
     optimizer: Optimizer
@@ -62,7 +64,7 @@ class Preference(Stage):
         from alignlab.spec import late
 
         needs = late(self.objective)
-        if "kl_point" in needs and self.batch < 2:
+        if "kl_point" in needs and self.batch == 1:
             raise ConfigError(
                 f"batch={self.batch}: {self.objective.target} estimates its KL point from the"
                 " completions of other prompts of the same step; use a batch of 2 or more."
@@ -76,20 +78,20 @@ class Preference(Stage):
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Train on the annotated groups; reference log-probabilities come from a shared cache."""
         from alignlab.data.mapped import Joined
-        from alignlab.data.order import steps_of
         from alignlab.engine.loop import train
         from alignlab.objectives.declaration import declaration
         from alignlab.stages.annotate import read, require_own_template
+        from alignlab.stages.budget import fit_offline
+        from alignlab.stages.finish import finish_training
         from alignlab.stages.pairing import all_mismatched
         from alignlab.stages.reference import ReferenceLogps
-        from alignlab.stages.session import cache_of, finish_training, open_backbone
+        from alignlab.stages.session import cache_of, open_backbone
 
         run = engine.workers().own(run)
         need = declaration(function(self.objective))
         groups = self.training_groups(inputs["annotations"])
         held_out = self.select(read(inputs["annotations"], "validation"))
-        steps = self.steps or steps_of(self.epochs, self.batch, len(groups))
-        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        backbone = open_backbone(self.backbone, run, engine, self.seed, trains=True)
         reference = None
         if need.needs_reference:
             reference = ReferenceLogps(backbone, inputs["reference"], engine, cache_of(run))
@@ -99,7 +101,9 @@ class Preference(Stage):
         require_own_template(inputs["annotations"], backbone)
         terms = Terms(function(self.objective), need, reference)
 
+        engine = fit_offline(engine, backbone, "policy", groups, self.batch, self.optimizer, run)
         work = self._work(groups, terms, backbone, engine)
+        steps = self.steps or work.steps_of(self.epochs)
         if reference is not None and need.needs_kl_point:
             reference.prepare(all_mismatched(map(work.chosen, range(1, steps + 1)), groups))
 
@@ -119,7 +123,7 @@ class Preference(Stage):
             evaluate_every=self.evaluate_every,
             early_stopping=self.early_stopping,
         )
-        finish_training(run, backbone, "policy", result, groups, self.batch)
+        finish_training(run, backbone, "policy", result, work.counts(result.steps))
         run.update_record(
             label=self.label or self.name(),
             packing=work.packing(result.steps),
@@ -187,13 +191,14 @@ class Preference(Stage):
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """The compared completions of every annotated prompt, at the length limits."""
-        from alignlab.stages.annotate import annotated_rows, group_limit
-        from alignlab.stages.estimate import training_estimate
+        from alignlab.stages.annotate import annotated, annotated_rows, group_limit
+        from alignlab.stages.estimate import offline_estimate
 
-        rows = self.steps * self.batch if self.steps else self.epochs * annotated_rows(inputs)
-        most = 2 if self.pairs == "best_worst" else None
-        tokens = round(rows * group_limit(inputs, completions=most))
-        return training_estimate(self.backbone, cache, tokens=tokens, frozen_views=1)
+        made, rows = annotated(inputs), annotated_rows(inputs)
+        each = min(made.completions, 2) if self.pairs == "best_worst" else made.completions
+        scored = round(rows * group_limit(inputs, completions=each))  # by the reference, at first
+        shown = self.epochs * rows
+        return offline_estimate(self, cache, made, each=each, shown=shown, scored=scored)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from alignlab.data.batch import Batch
 from alignlab.data.gate.limits import Limits
 from alignlab.engine.optimizer import Optimizer
 from alignlab.models.load import BackboneConfig
@@ -44,6 +45,7 @@ class Pretrain(Stage):
     """
 
     kind: ClassVar[str] = "pretrain"
+    together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {}
 
     data: Spec
@@ -51,7 +53,7 @@ class Pretrain(Stage):
     architecture: Architecture
     dtype: Literal["auto", "float32", "bfloat16"]
     window: Annotated[int, Range(min=8)]
-    batch: Annotated[int, Range(min=1)]
+    batch: Batch
     tokens: Annotated[int, Range(min=1)]
     documents: Annotated[int, Range(min=1)] | None
     optimizer: Optimizer
@@ -62,14 +64,16 @@ class Pretrain(Stage):
         """Train vocabulary and model; the result is an ordinary Hugging Face folder."""
         from alignlab.data.gate.texts import check_texts
         from alignlab.engine.loop import train
-        from alignlab.models.load import Adapter
-        from alignlab.stages.session import OfflineWork, finish_training, heed, open_backbone
+        from alignlab.stages.budget import fit_offline
+        from alignlab.stages.finish import finish_training
+        from alignlab.stages.session import OfflineWork, heed, keep_card, open_backbone
         from alignlab.stages.sft import completion_tokens, loss, mean_nll
 
         run = engine.workers().own(run)
         data = build(self.data)
         documents = data.load("pretrain")[: self.documents]
         held_out_documents = data.load("pretrain_validation")
+        keep_card(data, run, self.gate)
         others = {"pretrain_validation": held_out_documents}
         heed(check_texts(documents, others, self.gate), run)
         texts = [g.completions[0] for g in documents]
@@ -78,22 +82,18 @@ class Pretrain(Stage):
         if engine.workers().is_main:
             initialise(folder, texts, self.architecture, self.seed)
         engine.workers().barrier()
-        config = BackboneConfig(
-            path=str(folder),
-            revision=None,
-            dtype=self.dtype,
-            layout="auto",
-            gradient_checkpointing=False,
-            adapter=Adapter(rank=None, alpha=1.0, dropout=0.0, target_modules="all-linear"),
-        )
-        backbone = open_backbone(config, run, engine, self.seed)
+        backbone = open_backbone(self.backbone_of(folder), run, engine, self.seed, trains=True)
         backbone.add("policy", source=None, trainable=True)
         groups = windows(backbone.tokenizer, texts, self.window)
         held_out = windows(backbone.tokenizer, held_out_texts, self.window)[: self.evaluate_rows]
+        engine = fit_offline(engine, backbone, "policy", groups, self.batch, self.optimizer, run)
         work = OfflineWork(
             groups, self.batch, self.seed, engine, "policy", count=completion_tokens, loss_of=loss
         )
-        steps = max(1, round(self.tokens / (self.batch * mean_length(groups))))
+        if isinstance(self.batch, int):
+            steps = max(1, round(self.tokens / (self.batch * mean_length(groups))))
+        else:
+            steps = work.steps_of(self.tokens / (len(groups) * mean_length(groups)))
         result = train(
             work,
             backbone,
@@ -106,7 +106,7 @@ class Pretrain(Stage):
             evaluate=lambda: {"nll": mean_nll(backbone, "policy", held_out, engine)},
             evaluate_every=self.evaluate_every,
         )
-        finish_training(run, backbone, "policy", result, groups, self.batch)
+        finish_training(run, backbone, "policy", result, work.counts(result.steps))
         nll = mean_nll(backbone, "policy", held_out, engine)
         run.update_record(
             label=self.label or "pretrained",
@@ -115,14 +115,43 @@ class Pretrain(Stage):
             summary={"validation_nll": nll},
         )
 
+    def backbone_of(self, folder: Path) -> BackboneConfig:
+        """The fresh model in ``folder``, all of it trained."""
+        from alignlab.models.load import Adapter
+
+        return BackboneConfig(
+            path=str(folder),
+            revision=None,
+            dtype=self.dtype,
+            layout="auto",
+            gradient_checkpointing=False,
+            adapter=Adapter(rank=None, alpha=1.0, dropout=0.0, target_modules="all-linear"),
+        )
+
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """6 FLOPs per parameter and token."""
+        from alignlab.capacity.workload import Model, Workload
+        from alignlab.models.dimensions import Dimensions
+        from alignlab.models.memory import llama_shapes
+        from alignlab.stages.estimate import update_of
+
         shape = self.architecture
-        head = shape.hidden // shape.heads
-        attention = 2 * shape.hidden * (shape.hidden + shape.key_value_heads * head)
-        layer = attention + 3 * shape.hidden * shape.intermediate + 2 * shape.hidden
-        params = shape.layers * layer + shape.vocabulary * shape.hidden + shape.hidden
-        return Estimate(params, params, self.tokens, 6.0 * params * self.tokens, 20 * params)
+        stated = {
+            "vocab_size": shape.vocabulary, "hidden_size": shape.hidden,
+            "intermediate_size": shape.intermediate, "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads, "num_key_value_heads": shape.key_value_heads,
+            "tie_word_embeddings": True,
+        }  # fmt: skip
+        sizes = Dimensions.of(llama_shapes(stated), stated)
+        update = update_of(self.batch, self.tokens, group=self.window, prompt=0, completions=1)
+        model = Model(sizes, None, 0, 0, self.dtype, checkpointing=False)
+        return Estimate(
+            params_total=sizes.total,
+            params_trained=sizes.total,
+            tokens=self.tokens,
+            flops=6.0 * sizes.total * self.tokens,
+            workload=Workload(model, trained=1, update=update),
+        )
 
 
 def initialise(folder: Path, texts: Sequence[str], shape: Architecture, seed: int) -> None:

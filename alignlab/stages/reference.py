@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from alignlab.data.pack import flatten
+from alignlab.files import beside
 from alignlab.objectives.stable import segment_sum
 from alignlab.stages.session import parts
 
@@ -44,7 +45,9 @@ class ReferenceLogps:
         The view is there only meanwhile: a stage does not carry a second model through training.
         """
         path = self.cache / "reference" / f"{self.key(groups)}.npy"
-        if not path.exists():
+        # All compute or none does: another run may write the file at any moment.
+        [missing] = self.engine.workers().highest(int(not path.exists()))
+        if missing:
             self.backbone.add("reference", source=self.source.model_dir, trainable=False)
             flat = np.concatenate(self.compute(groups)) if groups else np.zeros(0, np.float32)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +70,8 @@ class ReferenceLogps:
     def compute(self, groups: Sequence[TokenGroup]) -> list[np.ndarray]:
         """Per-token log-probabilities of every completion of ``groups``, in order."""
         out: dict[int, list[np.ndarray]] = {}
-        with torch.no_grad(), self.backbone.view("reference") as view:
-            for positions, part in parts(groups, self.engine.token_budget):
+        with torch.no_grad(), self.backbone.view("reference", alike=True) as view:
+            for positions, part in parts(groups, self.engine.budget):
                 batch = flatten(part).to(self.engine.workers().device)
                 logps = view.logps(batch).float().cpu().numpy()
                 pieces = iter(np.split(logps, np.cumsum(batch.lengths.cpu().numpy())[:-1]))
@@ -104,12 +107,13 @@ def content(group: TokenGroup) -> str:
 
 def write_atomically(path: Path, flat: np.ndarray) -> None:
     """Write through a temporary name, so that two processes can fill one entry."""
-    import os
-
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    with temporary.open("wb") as file:
-        np.save(file, flat)
-    temporary.replace(path)
+    temporary = beside(path)
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, flat)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def completion_sums(
@@ -117,8 +121,8 @@ def completion_sums(
 ) -> Tensor:
     """Log-probabilities (C,) of all completions under ``view``, in the order of ``groups``."""
     sums: dict[int, Tensor] = {}
-    with backbone.view(view) as active:
-        for positions, part in parts(groups, engine.token_budget):
+    with backbone.view(view, alike=True) as active:
+        for positions, part in parts(groups, engine.budget):
             batch = flatten(part).to(engine.workers().device)
             values = segment_sum(active.logps(batch), batch.target_completion, batch.completions)
             first = 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from alignlab.data.batch import Batch
 from alignlab.engine.optimizer import Optimizer
 from alignlab.engine.stopping import EarlyStopping
 from alignlab.models.load import BackboneConfig
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone, View
     from alignlab.run import Run
-    from alignlab.stages.annotate import Annotate
     from alignlab.stages.session import Metrics, Packed
     from alignlab.tensors import GroupScores
 
@@ -42,6 +42,7 @@ class Reward(Stage):
     """
 
     kind: ClassVar[str] = "reward"
+    together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         "init": Role(("sft", "pretrain")),
         "annotations": Role(("annotate",)),
@@ -50,7 +51,7 @@ class Reward(Stage):
     backbone: BackboneConfig
     objective: Spec
     pairs: Literal["together", "shuffled"]
-    batch: Annotated[int, Range(min=1)]
+    batch: Batch
     epochs: Annotated[float, Range(min=0, min_open=True)]
     steps: Annotated[int, Range(min=1)] | None
     optimizer: Optimizer
@@ -60,16 +61,17 @@ class Reward(Stage):
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Train the scalar head and its backbone on the annotated rankings."""
-        from alignlab.data.order import steps_of
         from alignlab.engine.loop import train
         from alignlab.stages.annotate import require_own_template, require_verdicts
-        from alignlab.stages.session import OfflineWork, finish_training, open_backbone
+        from alignlab.stages.budget import fit_offline
+        from alignlab.stages.finish import finish_training
+        from alignlab.stages.session import OfflineWork, open_backbone
 
         run = engine.workers().own(run)
         groups, held_out = (ordered(inputs["annotations"], s) for s in ("train", "validation"))
         require_verdicts(groups, inputs["annotations"])
         elements = groups if self.pairs == "together" else single_pairs(groups)
-        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        backbone = open_backbone(self.backbone, run, engine, self.seed, trains=True)
         backbone.add("reward", source=inputs["init"].model_dir, trainable=True, head=True)
         require_own_template(inputs["annotations"], backbone)
         objective = function(self.objective)
@@ -83,21 +85,18 @@ class Reward(Stage):
                 "margin": (margin.double().sum(), len(margin)),
             }
 
+        engine = fit_offline(
+            engine, backbone, "reward", elements, self.batch, self.optimizer, run, head=True
+        )
         work = OfflineWork(
-            elements,
-            self.batch,
-            self.seed,
-            engine,
-            "reward",
-            count=lambda step: float(len(step)),
-            loss_of=loss,
+            elements, self.batch, self.seed, engine, "reward", count=number, loss_of=loss
         )
         result = train(
             work,
             backbone,
             ["reward"],
             optimizer=self.optimizer,
-            steps=self.steps or steps_of(self.epochs, self.batch, len(elements)),
+            steps=self.steps or work.steps_of(self.epochs),
             run=run,
             engine=engine,
             seed=self.seed,
@@ -108,7 +107,7 @@ class Reward(Stage):
         if self.normalize:
             values = scores_of(backbone, "reward", groups, engine)
             backbone.set_normalization("reward", float(values.mean()), float(values.std()))
-        finish_training(run, backbone, "reward", result, elements, self.batch)
+        finish_training(run, backbone, "reward", result, work.counts(result.steps))
         accuracy = pair_accuracy(backbone, "reward", held_out, engine) if held_out else None
         summary = {
             "train_accuracy": pair_accuracy(backbone, "reward", groups, engine),
@@ -120,17 +119,19 @@ class Reward(Stage):
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """All completions of every annotated prompt, at the length limits, ``epochs`` times."""
-        from alignlab.stages.annotate import annotated_rows, group_limit
-        from alignlab.stages.estimate import training_estimate
+        from alignlab.stages.annotate import annotated, annotated_rows
+        from alignlab.stages.estimate import offline_estimate
 
-        rows = self.steps * self.batch if self.steps else self.epochs * annotated_rows(inputs)
-        if self.pairs == "together":
-            tokens = rows * group_limit(inputs)
-        else:
-            ranked = cast("Annotate", inputs["annotations"])
-            pairs = 1 if self.steps else math.comb(ranked.completions, 2)
-            tokens = rows * pairs * group_limit(inputs, completions=2)
-        return training_estimate(self.backbone, cache, tokens=round(tokens))
+        ranked = annotated(inputs)
+        shown, each = self.epochs * annotated_rows(inputs), ranked.completions
+        if self.pairs == "shuffled":
+            shown, each = shown * math.comb(each, 2), 2
+        return offline_estimate(self, cache, ranked, each=each, shown=shown, logits=False)
+
+
+def number(step: Sequence[TokenGroup]) -> float:
+    """Number of elements of a step: the unit of the loss."""
+    return float(len(step))
 
 
 def ordered(annotations: Run, split: str) -> Sequence[TokenGroup]:
@@ -173,8 +174,8 @@ def scores_of(
     """Scores (C,) of all completions of ``groups``, in order, without gradients."""
     from alignlab.rewards.learned import score_groups
 
-    with backbone.view(view) as active:
-        return score_groups(active, groups, engine.token_budget, engine.workers().device)
+    with backbone.view(view, alike=True) as active:
+        return score_groups(active, groups, engine.budget, engine.workers().device)
 
 
 def pair_accuracy(

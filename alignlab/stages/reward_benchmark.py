@@ -65,6 +65,7 @@ class RewardBenchmark(Stage):
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Score all completions; write a row per pair and what the rows say together."""
+        from alignlab.data.pack import group_tokens
         from alignlab.data.template import Tokenization
         from alignlab.evaluation.pairs import rows_of, summarise
         from alignlab.models.templates import template_hash
@@ -78,24 +79,25 @@ class RewardBenchmark(Stage):
             gain = float(view.scalar_head.gain)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
         rows: list[dict[str, Any]] = []
-        tokens = 0
+        scored: list[TokenGroup] = []
         for task, (groups, subsets) in self.load(inputs, tokenization, run).items():
             scores = scores_of(backbone, "reward", groups, engine).tolist()
             rows += rows_of(task, groups, scores, gain, subsets)
-            tokens += sum(len(g.prompt) + sum(map(len, g.completions)) for g in groups)
+            scored += groups
         if engine.workers().is_main:
             for name in ("samples.jsonl", "metrics.jsonl"):  # of an interrupted attempt
                 (run.path / name).unlink(missing_ok=True)
         for row in rows:
             run.sample(row)
         summary = summarise(rows, gain)
-        params = backbone.parameter_counts("reward")[0]
+        params, tokens = backbone.parameter_counts("reward")[0], sum(map(group_tokens, scored))
         run.update_record(
             label=self.label or inputs["reward"].record.get("label") or "reward model",
             template=template_hash(backbone.tokenizer),
             reward=inputs["reward"].path.name,
             gain=gain,
-            completions=2 * len(rows),
+            prompts=len(scored),
+            completions=sum(len(group.completions) for group in scored),
             tokens_scored=tokens,
             params_total=params,
             flops=2.0 * params * tokens,
@@ -130,5 +132,6 @@ class RewardBenchmark(Stage):
         from alignlab.stages.estimate import sampling_estimate
 
         pairs = sum(s.items or 0 for s in self.sets.values())
-        tokens = pairs * ((self.max_prompt or 0) + 2 * (self.max_completion or 0))
-        return sampling_estimate(self.backbone, cache, tokens=tokens)
+        row = (self.max_prompt or 0) + (self.max_completion or 0)
+        group = row + (self.max_completion or 0)
+        return sampling_estimate(self.backbone, cache, tokens=pairs * group, group=group, row=row)

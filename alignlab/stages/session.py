@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from alignlab import interruption
+from alignlab.data.batch import TokenBatch
 from alignlab.data.gate.gate import check, require
-from alignlab.data.order import step_rows
+from alignlab.data.mapped import completion_counts, sizes_of
+from alignlab.data.order import step_rows, steps_of
 from alignlab.data.pack import flatten, fullness, group_tokens, pack
-from alignlab.engine.distributed import Onlooker
-from alignlab.engine.work import Micro, TrainResult
+from alignlab.data.steps import TokenSteps, shown
+from alignlab.engine.work import Micro
 from alignlab.run import Store
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from alignlab.data.batch import Batch
     from alignlab.data.gate.gate import Finding, Limits, Need
     from alignlab.data.group import PromptGroup, TokenGroup
     from alignlab.data.prepared import Prepared, Select
@@ -37,12 +42,23 @@ Metrics = dict[str, tuple[Any, float]]
 
 
 def open_backbone(
-    config: BackboneConfig, run: Run, engine: Engine, seed: int, base: Path | None = None
+    config: BackboneConfig,
+    run: Run,
+    engine: Engine,
+    seed: int,
+    base: Path | None = None,
+    *,
+    trains: bool = False,
 ) -> Backbone:
-    """Load the base model named by ``config`` (or the model folder ``base``) on the device."""
+    """Load the base model named by ``config`` (or the model folder ``base``) on the device.
+
+    For a stage that ``trains``, every process keeps its share of the weights at ZeRO 3.
+    """
+    from alignlab.engine.sharded import placing
     from alignlab.models.backbone import Backbone
 
-    backbone = Backbone.load(config, cache_of(run), engine.workers().device, base=base, seed=seed)
+    device, place = engine.workers().device, placing(engine) if trains else None
+    backbone = Backbone.load(config, cache_of(run), device, base=base, seed=seed, place=place)
     layout, reason = backbone.layout
     run.update_record(layout=layout, layout_reason=reason, dtype=backbone.dtype_name)
     return backbone
@@ -87,12 +103,17 @@ def tokenize(
     return tokens
 
 
-def keep_card(data: Source, run: Run) -> None:
-    """Write what was done to the rows that were read so far into the run record."""
-    from alignlab.data.sources.source import Carded
+def keep_card(data: Source, run: Run, limits: Limits | None = None) -> None:
+    """Write what was done to the rows that were read so far into the run record.
 
-    if isinstance(data, Carded):
-        run.update_record(data_card=data.card())
+    Rows that were left out are recorded as a warning, and too large a share of them stops the run.
+    """
+    from alignlab.data.gate.left_out import left_out
+    from alignlab.data.sources.source import SPLITS, Carded
+
+    if isinstance(data, Carded) and (card := data.card()):
+        run.update_record(data_card=card)
+    heed(left_out(data, SPLITS, limits), run)
 
 
 def inspect(
@@ -153,7 +174,7 @@ class OfflineWork:
     """
 
     groups: Sequence[TokenGroup]
-    batch: int  # prompt groups per optimizer step
+    batch: Batch  # of an optimizer step, in prompts or in tokens
     seed: int
     engine: Engine
     view: str
@@ -162,10 +183,34 @@ class OfflineWork:
     statistics: Callable[[Sequence[TokenGroup]], Mapping[str, Tensor]] | None = None
     extra_of: Callable[[Sequence[TokenGroup]], Mapping[str, Tensor]] | None = None
 
+    @cached_property
+    def by_tokens(self) -> TokenSteps | None:
+        """Where every step ends, if steps are cut by their tokens."""
+        if not isinstance(self.batch, TokenBatch):
+            return None
+        return TokenSteps(sizes_of(self.groups), self.batch.tokens, self.seed)
+
+    def rows(self, step: int) -> list[int]:
+        """Rows of optimizer step ``step`` (from 1), of all ranks."""
+        if self.by_tokens is not None:
+            return self.by_tokens.rows(step - 1)
+        return step_rows(step - 1, cast("int", self.batch), len(self.groups), self.seed)
+
     def chosen(self, step: int) -> list[TokenGroup]:
         """Groups of optimizer step ``step`` (from 1), of all ranks."""
-        rows = step_rows(step - 1, self.batch, len(self.groups), self.seed)
-        return [self.groups[r] for r in rows]
+        return [self.groups[r] for r in self.rows(step)]
+
+    def steps_of(self, epochs: float) -> int:
+        """Optimizer steps that show every group ``epochs`` times."""
+        if self.by_tokens is not None:
+            return self.by_tokens.steps_of(epochs)
+        return steps_of(epochs, cast("int", self.batch), len(self.groups))
+
+    def counts(self, steps: int) -> dict[str, int]:
+        """Prompts and completions of the first ``steps`` steps, each as often as it is shown."""
+        end = self.by_tokens.end(steps) if self.by_tokens else steps * cast("int", self.batch)
+        times = shown(len(self.groups), self.seed, end)
+        return {"prompts": end, "completions": int(times @ completion_counts(self.groups))}
 
     def micros(self, step: int) -> list[Micro]:
         """Micro-batches of ``step`` on this rank, packed to the engine's token budget."""
@@ -185,7 +230,7 @@ class OfflineWork:
                 tokens=sum(group_tokens(g) for g in part),
                 label="rows " + ", ".join(str(g.row) for g in part[:8]),
             )
-            for part in split(mine, self.engine.token_budget)
+            for part in split(mine, self.engine.budget)
         ]
 
     def packing(self, steps: int) -> dict[str, float]:
@@ -195,7 +240,7 @@ class OfflineWork:
             np.array(list(map(group_tokens, share(self.chosen(step)))), dtype=np.int64)
             for step in range(1, min(steps, PACKED) + 1)
         )
-        found = fullness(sizes, self.engine.token_budget)
+        found = fullness(sizes, self.engine.budget)
         return {name: round(value, 4) for name, value in asdict(found).items()}
 
     def loss(self, view: View, micro: Micro) -> tuple[Tensor, Metrics]:
@@ -215,44 +260,13 @@ def parts(
 ) -> Iterator[tuple[list[int], list[TokenGroup]]]:
     """Positions and groups of micro-batches of at most ``budget`` tokens, read one by one.
 
-    A group larger than the budget stands alone.
+    A group larger than the budget stands alone. Between two of them a signal is heeded.
     """
     for positions in pack([group_tokens(g) for g in groups], budget):
+        interruption.check()
         yield positions, [groups[i] for i in positions]
 
 
 def split(groups: Sequence[TokenGroup], budget: int) -> list[list[TokenGroup]]:
     """Pack groups into micro-batches, as `parts`, without their positions."""
     return [part for _, part in parts(groups, budget)]
-
-
-def finish_training(
-    run: Run,
-    backbone: Backbone,
-    view: str,
-    result: TrainResult,
-    groups: Sequence[TokenGroup],
-    batch: int,
-    forward_tokens: int = 0,
-) -> None:
-    """Save the trained view and write what the stage cost into the run record.
-
-    ``forward_tokens`` were sampled or scored without a backward pass, at 2 FLOPs per parameter.
-    """
-    from alignlab.models.memory import training_flops
-    from alignlab.models.templates import template_hash
-
-    if not isinstance(run, Onlooker):
-        backbone.save(view, run.model_dir)
-    total, trained = backbone.parameter_counts(view)
-    completions = sum(len(g.completions) for g in groups) / max(len(groups), 1)
-    run.update_record(
-        params_total=total,
-        params_trained=trained,
-        template=template_hash(backbone.tokenizer),
-        updates=result.steps,
-        prompts=result.steps * batch,
-        completions=round(result.steps * batch * completions),
-        tokens_trained=result.tokens,
-        flops=training_flops(total, trained, result.tokens) + 2.0 * total * forward_tokens,
-    )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from alignlab.data.batch import Batch
 from alignlab.data.gate.limits import Limits
 from alignlab.engine.optimizer import Optimizer
 from alignlab.engine.stopping import EarlyStopping
@@ -37,6 +38,7 @@ class SFT(Stage):
     """
 
     kind: ClassVar[str] = "sft"
+    together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {"init": Role(("pretrain", "sft"), optional=True)}
 
     backbone: BackboneConfig
@@ -45,7 +47,7 @@ class SFT(Stage):
     max_prompt: Annotated[int, Range(min=1)]
     max_completion: Annotated[int, Range(min=1)]
     rows: Annotated[int, Range(min=1)] | None
-    batch: Annotated[int, Range(min=1)]
+    batch: Batch
     epochs: Annotated[float, Range(min=0, min_open=True)]
     steps: Annotated[int, Range(min=1)] | None
     residual_dropout: ResidualDropout | None
@@ -57,20 +59,18 @@ class SFT(Stage):
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Train on the ``sft`` split; keep the policy (adapter or model) in the run folder."""
         from alignlab.data.group import PromptGroup
-        from alignlab.data.order import steps_of
         from alignlab.data.template import Tokenization
         from alignlab.engine.loop import train
-        from alignlab.stages.session import (
-            OfflineWork,
-            finish_training,
-            open_backbone,
-            tokenize,
-        )
+        from alignlab.stages.budget import fit_offline
+        from alignlab.stages.finish import finish_training
+        from alignlab.stages.session import OfflineWork, open_backbone, tokenize
 
         run = engine.workers().own(run)
         init = inputs.get("init")
         pretrained = init.model_dir if init is not None and init.kind == "pretrain" else None
-        backbone = open_backbone(self.backbone, run, engine, self.seed, base=pretrained)
+        backbone = open_backbone(
+            self.backbone, run, engine, self.seed, base=pretrained, trains=True
+        )
         source = init.model_dir if init is not None and init.kind == "sft" else None
         backbone.add("policy", source=source, trainable=True)
         if self.residual_dropout is not None:
@@ -92,6 +92,7 @@ class SFT(Stage):
         held_out = tokenization.groups(
             demonstrations(data.load("validation"))[: self.evaluate_rows]
         )
+        engine = fit_offline(engine, backbone, "policy", groups, self.batch, self.optimizer, run)
         work = OfflineWork(
             groups, self.batch, self.seed, engine, "policy", count=completion_tokens, loss_of=loss
         )
@@ -100,7 +101,7 @@ class SFT(Stage):
             backbone,
             ["policy"],
             optimizer=self.optimizer,
-            steps=self.steps or steps_of(self.epochs, self.batch, len(groups)),
+            steps=self.steps or work.steps_of(self.epochs),
             run=run,
             engine=engine,
             seed=self.seed,
@@ -108,7 +109,7 @@ class SFT(Stage):
             evaluate_every=self.evaluate_every,
             early_stopping=self.early_stopping,
         )
-        finish_training(run, backbone, "policy", result, groups, self.batch)
+        finish_training(run, backbone, "policy", result, work.counts(result.steps))
         run.update_record(
             label=self.label or "SFT",
             packing=work.packing(result.steps),
@@ -117,11 +118,14 @@ class SFT(Stage):
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Rows × epochs × the length limits (an upper bound on tokens)."""
-        from alignlab.stages.estimate import training_estimate
+        from alignlab.stages.estimate import averages, shown_tokens, training_estimate, update_of
 
-        steps = self.steps or round(self.epochs * (self.rows or 10_000) / self.batch)
-        per_group = self.max_prompt + self.max_completion
-        return training_estimate(self.backbone, cache, tokens=steps * self.batch * per_group)
+        size, shown = self.max_prompt + self.max_completion, self.epochs * (self.rows or 10_000)
+        tokens = shown_tokens(self.batch, self.steps, prompts=shown, per_prompt=size)
+        update = update_of(self.batch, tokens, group=size, prompt=self.max_prompt, completions=1)
+        return training_estimate(
+            self.backbone, cache, tokens=tokens, update=update, averages=averages(self)
+        )
 
 
 def demonstrations(groups: Iterable[PromptGroup]) -> list[PromptGroup]:
@@ -147,11 +151,11 @@ def mean_nll(backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine
     import torch
 
     from alignlab.data.pack import flatten
-    from alignlab.stages.session import split
+    from alignlab.stages.session import parts
 
     total, count = 0.0, 0
-    with torch.no_grad(), backbone.view(view) as active:
-        for part in split(groups, engine.token_budget):
+    with torch.no_grad(), backbone.view(view, alike=True) as active:
+        for _, part in parts(groups, engine.budget):
             logps = active.logps(flatten(part).to(engine.workers().device))
             total, count = total - float(logps.double().sum()), count + len(logps)
     if not count:

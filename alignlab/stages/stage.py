@@ -18,6 +18,7 @@ from alignlab.spec import Spec, build
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from alignlab.capacity.workload import Workload
     from alignlab.engine.distributed import Engine
     from alignlab.rollout.sampling import Sampling
     from alignlab.run import Run
@@ -57,7 +58,8 @@ class Estimate:
     params_trained: int = 0
     tokens: int = 0  # tokens that pass through a model, sampled ones included
     flops: float = 0.0
-    memory_bytes: int = 0
+    memory_bytes: int = 0  # where no workload says it
+    workload: Workload | None = None  # what memory and time on a device follow from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,12 @@ class Stage(ABC):
     # 2: short rows' attention and target logits in bfloat16 are rounded otherwise.
     version: ClassVar[int] = 2
     roles: ClassVar[Mapping[str, Role]] = {}
+    # Whether all processes of a job work on it; else the first does, and the others wait.
+    together: ClassVar[bool] = False
     # Fields that change no number: a name, and what the data gate lets pass.
     unkeyed: ClassVar[frozenset[str]] = frozenset({"label", "gate"})
+    # Fields that came later and mean, while they are null, what was done before there were any.
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset()
 
     seed: int
     inputs: Mapping[str, str]

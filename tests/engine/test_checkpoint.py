@@ -21,8 +21,17 @@ def workers():
 
 
 def save(folder, step, workers, keep=3):
-    shared = {"weights": {"w": torch.full((3,), float(step))}}
-    checkpoint.save(folder, step, shared, {"note": step}, workers=workers, keep=keep)
+    whole = {"weights": {"w": torch.full((3,), float(step))}}
+    checkpoint.save(
+        folder,
+        step,
+        {"seconds": 1.0},
+        {"note": step},
+        whole=whole,
+        shares={},
+        workers=workers,
+        keep=keep,
+    )
 
 
 def draws():
@@ -35,8 +44,9 @@ def test_save_load_and_keep(tmp_path, workers):
         save(tmp_path, step, workers, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-00000100"]
     loaded = checkpoint.load(tmp_path, workers)
-    assert (loaded.step, loaded.own) == (100, {"note": 100})
-    assert loaded.shared["weights"]["w"].tolist() == [100.0] * 3
+    assert (loaded.step, loaded.world, loaded.worker(0)) == (100, 1, {"note": 100})
+    assert loaded.shared == {"seconds": 1.0}
+    assert loaded.tensors.whole("weights", "w").tolist() == [100.0] * 3
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "no manifest", "empty manifest"])
@@ -80,11 +90,11 @@ def test_a_kill_while_writing_leaves_the_earlier_checkpoint(tmp_path, workers, m
     assert not list(tmp_path.glob(".*"))
 
 
-def test_another_number_of_processes_is_refused(tmp_path, workers):
+def test_the_checkpoint_of_another_version_is_refused(tmp_path, workers):
     save(tmp_path, 1, workers)
     manifest = tmp_path / "step-00000001" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"world": 1', '"world": 2'))
-    with pytest.raises(TrainingError, match=r"written by 2 process.* has\s+1"):
+    manifest.write_text(manifest.read_text().replace('"layout": 2', '"layout": 1'))
+    with pytest.raises(TrainingError, match=r"another version of alignlab.*delete .*to begin"):
         checkpoint.load(tmp_path, workers)
 
 

@@ -105,9 +105,12 @@ def test_buckets_keep_order_dtype_and_size(monkeypatch):
     assert found == [[4, 6], [1], [20], [3], [1]]
 
 
-def test_zero_is_refused_not_ignored():
-    with pytest.raises(ConfigError, match="zero is 2"):
-        engine(zero=2)
+def test_an_offload_without_anything_to_offload_is_refused():
+    with pytest.raises(ConfigError, match=r"engine\.zero is 0; use engine=zero2"):
+        engine(offload="optimizer")
+    with pytest.raises(ConfigError, match=r"only ZeRO 3 shards, and engine\.zero is 2"):
+        engine(zero=2, offload="all")
+    assert engine(zero=3, offload="all").offload == "all"
     mapping = typed.to_mapping(engine())
     assert typed.build(Engine, mapping, "engine") == engine()
     with pytest.raises(ConfigError, match=r"engine\.token_budget.*>= 1"):

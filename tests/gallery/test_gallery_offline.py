@@ -726,8 +726,8 @@ def test_rewards_normalised_wrongly(chain: Chain) -> None:
 )
 @catches(
     "alignlab.stages.reward",
-    "count=lambda step: float(len(step)),",
-    "count=lambda step: float(sum(len(g.verdict.pairs()) for g in step)),",
+    "return float(len(step))",
+    "return float(sum(len(g.verdict.pairs()) for g in step))",
 )
 def test_prompts_weighted_by_their_pairs(chain: Chain) -> None:
     """hpcaitech/ColossalAI#3320; openai/following-instructions-human-feedback#2."""

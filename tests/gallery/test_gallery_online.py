@@ -317,8 +317,8 @@ def test_rollouts_scored_with_dropout(lora_chain: Chain, monkeypatch: pytest.Mon
 )
 @catches(
     "alignlab.models.backbone",
-    "with autocast(self.device, self.dtype):",
-    "with autocast(self.device, torch.float32):",
+    "self.whole(name), autocast(self.device, self.dtype):",
+    "self.whole(name), autocast(self.device, torch.float32):",
 )
 def test_sampling_in_another_dtype(
     chain: Chain, caught: Caught, monkeypatch: pytest.MonkeyPatch
@@ -358,7 +358,9 @@ def test_sampling_in_another_dtype(
     "view.logps(micro.data.batch, temperature=self.stage.sampling.temperature)",
     "view.logps(micro.data.batch)",
 )
-@catches("alignlab.stages.online", "v.logps(b, temperature=sampling.temperature)", "v.logps(b)")
+@catches(
+    "alignlab.stages.online", "view.logps(batch, temperature=temperature)", "view.logps(batch)"
+)
 @catches("alignlab.rollout.choose", "scaled = scaled / temperature", "scaled = scaled + 0")
 def test_logits_not_divided_by_temperature(chain: Chain, collected: list[Experience]) -> None:
     """huggingface/trl#4159, THUDM/slime#557: ratios far from 1 before anything was learned."""
@@ -559,7 +561,7 @@ def test_kl_and_entropy_summed_over_padding(
     issue="huggingface/trl#3679",
 )
 @catches(
-    "alignlab.stages.online",
+    "alignlab.stages.outside",
     'with backbone.view("policy") as view',
     'with backbone.view("reference") as view',
 )
@@ -729,8 +731,8 @@ def test_old_log_probs_follow_the_policy(chain: Chain) -> None:
 )
 @catches(
     "alignlab.models.view",
-    "self.scalar_head(self._hidden(batch).index_select(0, batch.predictor_index))",
-    "self.scalar_head(self._hidden(batch).index_select(0, batch.predictor_index + 1))",
+    "head, index = self.scalar_head, batch.predictor_index\n",
+    "head, index = self.scalar_head, batch.predictor_index + 1\n",
 )
 def test_value_head_read_at_the_wrong_token(chain: Chain, caught: Caught) -> None:
     """jingyaogong/minimind#541: lengths taken for positions, in left-padded rows."""
@@ -754,8 +756,8 @@ def test_value_head_read_at_the_wrong_token(chain: Chain, caught: Caught) -> Non
 )
 @catches(
     "alignlab.models.view",
-    "self.scalar_head(self._hidden(batch).index_select(0, batch.end_index))",
-    "self.scalar_head(self._hidden(batch).index_select(0, batch.end_index - 1))",
+    "head, index = self.scalar_head, batch.end_index\n",
+    "head, index = self.scalar_head, batch.end_index - 1\n",
 )
 def test_reward_read_at_the_wrong_token(chain: Chain, caught: Caught) -> None:
     """hpcaitech/ColossalAI#4475: the mean over all positions but the last was the reward."""

@@ -370,12 +370,12 @@ def test_base_in_place_of_the_configured_model(open_backbone, cache, batch, tmp_
     )
 
 
-def test_copy_and_drop(open_backbone, rank, batch) -> None:
+def test_drop(open_backbone, rank, batch, tmp_path) -> None:
     backbone = open_backbone(rank)
     backbone.add("policy", source=None, trainable=True)
-    backbone.add("best", source=None, trainable=False)
     perturb(backbone, "policy")
-    backbone.copy("policy", "best")
+    backbone.save("policy", tmp_path)
+    backbone.add("best", source=tmp_path, trainable=False)
     assert torch.equal(logps(backbone, "policy", batch), logps(backbone, "best", batch))
     backbone.drop("policy")
     assert backbone.views == ("best",)
@@ -408,12 +408,12 @@ def test_starts_are_fixed_by_the_seed_alone(open_backbone, rank, batch) -> None:
     assert not torch.equal(outcomes[0], outcomes[2])
 
 
-def test_dropout_only_in_train_mode_and_only_where_trained(open_backbone, batch) -> None:
+def test_dropout_only_in_train_mode_and_only_where_trained(open_backbone, batch, tmp_path) -> None:
     backbone = open_backbone(4, dropout=0.5)
     backbone.add("policy", source=None, trainable=True)
     perturb(backbone, "policy")
-    backbone.add("reference", source=None, trainable=False)
-    backbone.copy("policy", "reference")
+    backbone.save("policy", tmp_path)
+    backbone.add("reference", source=tmp_path, trainable=False)
     steady = logps(backbone, "policy", batch)
     assert torch.equal(steady, logps(backbone, "policy", batch))
     backbone.train_mode(True)

@@ -6,7 +6,6 @@ from model_cases import backbone_config
 from alignlab.models.load import resolve
 from alignlab.models.memory import (
     _MADE_LATER,
-    estimate_memory,
     flops_per_token,
     llama_shapes,
     parameter_count,
@@ -46,14 +45,3 @@ def test_smollm2_by_hand() -> None:
 def test_flops_by_hand() -> None:
     assert flops_per_token(10, 10) == 60
     assert training_flops(10, 1, 7) == (40 + 2) * 7
-
-
-def test_memory_grows_with_what_is_trained(tmp_path) -> None:
-    config = {"path": "wheel:smollm2"}
-    full = estimate_memory(backbone_config(**config), tmp_path)
-    lora = estimate_memory(backbone_config(16, **config), tmp_path)
-    frozen = estimate_memory(backbone_config(16, **config), tmp_path, training=False)
-    short = estimate_memory(backbone_config(16, **config), tmp_path, tokens=512)
-    assert frozen < short < lora < full
-    # Sixteen bytes for a trained parameter and four for the frozen copy, and the rest on top.
-    assert full > 20 * 134_515_008

@@ -212,7 +212,7 @@ class Apart:
 
     def __getattr__(self, call: str) -> Callable[..., Any]:
         """Every other call names its view first."""
-        return lambda name, *rest: getattr(self.parts[name], call)(name, *rest)
+        return lambda name, *rest, **how: getattr(self.parts[name], call)(name, *rest, **how)
 
 
 @contextmanager

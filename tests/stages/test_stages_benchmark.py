@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,13 @@ import pytest
 import torch
 from stage_lab import Chain, PlainHead, plain_model, token_logps
 
+from alignlab import interruption
 from alignlab.compose import compose
 from alignlab.data.template import Tokenization
-from alignlab.errors import ConfigError
+from alignlab.errors import ConfigError, Interrupted
 from alignlab.plan import build_stage
 from alignlab.run import Run
+from alignlab.stages import benchmark
 from alignlab.stages.benchmark import Benchmark, means
 from alignlab.stages.reward_benchmark import RewardBenchmark
 
@@ -197,6 +202,39 @@ def test_an_interrupted_benchmark_writes_nothing_twice(
     chain.lab.run(replace(stage, tasks=one), {"policy": chain.sft}, run)
     assert len(run.samples()) == 6
     assert len(run.metrics()) == 1
+
+
+def test_a_finished_task_is_not_asked_again(
+    chain: Chain, stage: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in the third task: the first two are kept, with what they cost."""
+    names = ("choices", "sums", "wishes", "perplexity")
+    stage = replace(stage, tasks={name: stage.tasks[name] for name in names})
+    whole = chain.lab.run(stage, {"policy": chain.sft})
+    asked: list[str] = []
+
+    def of(make: Any, last: str | None) -> Any:
+        def built(spec: Any) -> Any:
+            task = make(spec)
+            name = next(n for n in names if stage.tasks[n] is spec)
+            if name == last:
+                os.kill(os.getpid(), signal.SIGTERM)
+            asked.append(name)
+            return task
+
+        return built
+
+    run = chain.lab.new_run("benchmark")
+    for last in ("wishes", None):
+        with monkeypatch.context() as patch:
+            patch.setattr(benchmark, "build", of(benchmark.build, last))
+            stopped = pytest.raises(Interrupted) if last else nullcontext()
+            with stopped, interruption.heeding():
+                chain.lab.run(stage, {"policy": chain.sft}, run)
+    assert asked == ["choices", "sums", "wishes", "perplexity"]
+    assert run.samples() == whole.samples()
+    assert run.record == whole.record
+    assert sum(path.suffix == ".task" for path in run.path.rglob("*")) == 0  # gone when done
 
 
 def test_prompts_that_do_not_fit_are_cut_and_counted(chain: Chain, stage: Benchmark) -> None:

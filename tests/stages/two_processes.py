@@ -1,7 +1,8 @@
 """A script: the same stages in every process of a group, as ``torchrun`` would start them.
 
 ``python two_processes.py FOLDER`` reads FOLDER/plan.json and trains into the stores that it names.
-Starting a process costs more than all its trainings, so one pair does all of them.
+Starting a process costs more than all its trainings, so one pair does all of them. A case names a
+chain, a method and a key, and may have changes of the stage, of the engine, and a planted bug.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).resolve()
 
 
-def start(folder: Path, plan: dict[str, Any], processes: int, **environment: str) -> None:
+def start(
+    folder: Path,
+    plan: dict[str, Any],
+    processes: int,
+    *,
+    patience: float = 300.0,
+    **environment: str,
+) -> None:
     """Run this script in ``processes`` processes that train together, and wait for them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -46,7 +54,11 @@ def start(folder: Path, plan: dict[str, Any], processes: int, **environment: str
         )
         for rank in range(processes)
     ]
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    try:
+        errors = [worker.communicate(timeout=patience)[1] for worker in workers]
+    finally:
+        for worker in workers:  # one that hangs would outlive the test
+            worker.kill()
     assert [worker.returncode for worker in workers] == [0] * processes, "\n".join(errors)
 
 
@@ -88,8 +100,9 @@ def main(folder: Path) -> None:
     chains = {name: opened(of) for name, of in plan["chains"].items()}
     for case in plan["cases"]:
         chain = chains[case["chain"]]
-        stage, inputs = method(chain, case["method"])
-        engine = replace(chain.lab.engine, token_budget=plan["token_budget"])
+        stage, inputs = method(chain, case["method"], **case.get("changes", {}))
+        stated = {"token_budget": plan["token_budget"], **case.get("engine", {})}
+        engine = replace(chain.lab.engine, **stated)
         run, workers = chain.lab.store.run(stage.kind, case["key"]), engine.workers()
         with planted(*case["planted"]) if case.get("planted") else nullcontext():
             stage.run(inputs, run, engine)

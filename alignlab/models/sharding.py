@@ -1,0 +1,178 @@
+"""Views whose passes run through an engine that holds their weights in shards (ZeRO).
+
+An engine wraps one module and hooks its forward and backward passes. `Container` is that module for
+all views at once: its forward pass is whatever computation it is handed. Under ZeRO 3 a weight is
+whole only while the module that owns it computes, so the engine gets copies of the modules that
+share every weight (`sharing`): the hooked copies train, and the modules themselves, without hooks,
+sample and score after their weights were gathered.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from alignlab.models.heads import ScalarHead
+from alignlab.models.logps import Head, head_of, predict
+
+if TYPE_CHECKING:
+    from alignlab.models.adapters import AdapterBodies
+    from alignlab.models.copies import CopyBodies
+
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+
+class Container(nn.Module):
+    """All modules of a backbone as one; a forward pass is the computation that it is called with.
+
+    Its output tensors must be in a tensor, a tuple or a list, which is where an engine hooks them.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, compute: Callable[[], T]) -> T:
+        """Run ``compute`` inside of the engine's forward pass."""
+        return compute()
+
+
+class Predictor(nn.Module):
+    """The language-model head as a module of its own, so that its weight is whole where it is used.
+
+    The log-probabilities are computed in chunks outside of the model (`logps`), where no hook of
+    the model would gather the weight.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.weight = head.weight
+        self.register_parameter("bias", head.bias)  # type: ignore[arg-type]
+        self._shape = replace(head, bias=None)
+
+    def forward(
+        self, hidden: Tensor, target_ids: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, ...]:
+        """Log-probabilities ``(N,)`` of the targets, and the entropies ``(N,)`` if asked for."""
+        head = replace(self._shape, weight=self.weight, bias=self.bias)
+        return predict(hidden, head, target_ids, temperature, entropy)
+
+
+@dataclass
+class Sharding:
+    """The modules that an engine holds, and the engine's forward pass while it trains."""
+
+    container: Container
+    bodies: AdapterBodies | CopyBodies
+    heads: Mapping[str, ScalarHead]
+    predictors: Mapping[str, Predictor]  # of every view; none where weights are always whole
+    run: Callable[[Callable[[], Any]], Any] | None = None  # None: before and after training
+    weights: bool = False  # whether processes hold shares of the weights too
+
+
+def engine_for(sharding: Sharding | None, *, training: bool, alike: bool) -> Sharding | None:
+    """The engine that a pass goes through, if any: one that trains, or gathers like all others."""
+    if sharding is None or sharding.run is None:
+        return None
+    return sharding if training or (alike and sharding.weights) else None
+
+
+def sharding_of(
+    bodies: AdapterBodies | CopyBodies,
+    heads: Mapping[str, ScalarHead],
+    views: Iterable[str],
+    *,
+    weights: bool,
+) -> Sharding:
+    """All views as one module for an engine that shards what they train, or all ``weights``."""
+    predictors: dict[str, Predictor] = {}
+    if weights:
+        bodies = bodies.sharing()
+        heads = {name: sharing(head) for name, head in heads.items()}
+        predictors = {name: Predictor(head_of(bodies.activate(name))) for name in views}
+    parts: dict[str, nn.Module] = {
+        **{f"{name}_head": head for name, head in heads.items()},  # float32 before the rest
+        **bodies.modules(),
+        **{f"{name}_predictor": predictor for name, predictor in predictors.items()},
+    }
+    return Sharding(Container(parts), bodies, heads, predictors, weights=weights)
+
+
+def sharing(module: M) -> M:
+    """Copy of a module that owns the same parameters and buffers."""
+    return copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
+
+
+def share_out(module: nn.Module, *, offload: bool) -> None:
+    """Leave every process its share of each weight, on its device, or with ``offload`` in memory.
+
+    One weight at a time travels from the first process, so no device ever holds the whole model.
+    """
+    deepspeed = deepspeed_here()
+    remote = {"remote_device": "cpu", "pin_memory": torch.cuda.is_available()} if offload else {}
+    deepspeed.zero.Init(module=module, mem_efficient_linear=False, dtype=torch.float32, **remote)
+
+
+def deepspeed_here() -> Any:
+    """DeepSpeed, quiet, with a process group to work in; alone, one of this process."""
+    import deepspeed
+    import torch.distributed as dist
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    for old in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # names that torch has changed
+        warnings.filterwarnings("ignore", f".*{old}. is deprecated", FutureWarning)
+    if not torch.cuda.is_available():
+        # An extension for sums through shared memory would be compiled at its first use, which
+        # takes a minute and a compiler; gloo sums too.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(verbose=False)
+    return deepspeed
+
+
+def is_share(parameter: Tensor) -> bool:
+    """Whether a process holds only its share of a parameter (ZeRO 3)."""
+    return hasattr(parameter, "ds_id")
+
+
+def elements(parameter: Tensor) -> int:
+    """Elements of a whole parameter, whatever this process holds of it."""
+    return int(parameter.ds_numel) if is_share(parameter) else parameter.numel()  # type: ignore[attr-defined]
+
+
+def dimensions(parameter: Tensor) -> int:
+    """Dimensions of a whole parameter."""
+    return len(parameter.ds_shape) if is_share(parameter) else parameter.ndim  # type: ignore[attr-defined]
+
+
+def held(parameter: Tensor) -> Tensor:
+    """What this process keeps of a parameter: all of it, or its share as a flat tensor."""
+    return parameter.ds_tensor if is_share(parameter) else parameter.detach()  # type: ignore[attr-defined]
+
+
+def gathered(parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
+    """Whole parameters inside the block, shares again afterwards; every process must enter it."""
+    shares = [parameter for parameter in parameters if is_share(parameter)]
+    if not shares:
+        return nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    context: AbstractContextManager[None] = GatheredParameters(shares)
+    return context
