@@ -94,7 +94,7 @@ class Board:
         return run in self.outcomes and self.outcomes[run].status in ("cached", "done")
 
     def _can_start(self, node: Node) -> bool:
-        strict, tolerant = _parents(node)
+        strict, tolerant = parents_of(node)
         return all(map(self._finished, strict)) and all(
             all(run in self.outcomes for run in behind) and any(map(self._finished, behind))
             for behind in tolerant.values()
@@ -114,7 +114,7 @@ class Board:
         return found
 
     def _possible(self, node: Node) -> bool:
-        strict, tolerant = _parents(node)
+        strict, tolerant = parents_of(node)
         return not any(map(self._lost, strict)) and not any(
             all(map(self._lost, behind)) for behind in tolerant.values()
         )
@@ -133,7 +133,7 @@ class Board:
         return weight
 
 
-def _parents(node: Node) -> tuple[list[str], dict[str, list[str]]]:
+def parents_of(node: Node) -> tuple[list[str], dict[str, list[str]]]:
     """Runs that must all be done, and by tolerant role those of which one must be."""
     strict: list[str] = []
     tolerant: dict[str, list[str]] = {}

@@ -22,8 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from alignlab import interruption
 from alignlab.errors import Interrupted
 from alignlab.launch.board import Board
+from alignlab.launch.processes import Processes
 from alignlab.launch.task import Outcome, Task
 from alignlab.launch.worker import CONTROL
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 COMMAND = (sys.executable, "-m", "alignlab.launch.worker")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_EVENT = tuple[str, "Child | None", Any]
+_EVENT = tuple[str, Any, Any]  # what, from which worker, and its content
 
 
 class Child:
@@ -122,15 +124,17 @@ class Pool:
         plan: Plan,
         task_of: Callable[[Node], Task],
         jobs: int,
-        variables: Callable[[int], Mapping[str, str]],
+        variables: Callable[[int, int], Mapping[str, str]],  # of a slot, and of how many processes
         logs: Path,
         note: Callable[[str], None],
         settled: Callable[[Outcome], None],
         command: Sequence[str] = COMMAND,
+        processes: Callable[[Node], int] = lambda node: 1,
     ) -> None:
         self.board = Board(plan)
+        self.processes = processes
         self.task_of, self.logs, self.note, self.settled = task_of, logs, note, settled
-        self.slots: list[Child | None] = [None] * jobs
+        self.slots: list[Child | Processes | None] = [None] * jobs
         self._command, self._variables = command, variables
         self._events: queue.SimpleQueue[_EVENT] = queue.SimpleQueue()
         self._stopping: int | None = None
@@ -139,7 +143,7 @@ class Pool:
         """Execute the plan.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came; every worker has saved what it had and left.
+            Interrupted: a signal came; every worker has saved what it had and left.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         with self._signals():
@@ -161,17 +165,25 @@ class Pool:
                 return
             if child is None or child.task is None:
                 node = ready.pop(0)
-                if child is None:
-                    child = self.slots[slot] = Child(
-                        self._command, self._variables(slot), self.logs, self._events
-                    )
+                child = self.slots[slot] = self._worker(slot, child, self.processes(node))
                 self.board.start(node.run)
                 try:
                     child.give(self.task_of(node))
                 except BrokenPipeError:
                     continue  # it died while idle; its end is in the queue, as that of its task
 
-    def _handle(self, event: str, child: Child | None, content: Any) -> None:
+    def _worker(self, slot: int, idle: Child | Processes | None, count: int) -> Child | Processes:
+        """The idle worker of a slot if it will do, else a new one."""
+        if count > 1:
+            if idle is not None:
+                idle.close()
+            variables = self._variables(slot, count)
+            return Processes(count, variables, self.logs, self._events)
+        if isinstance(idle, Child):
+            return idle
+        return Child(self._command, self._variables(slot, 1), self.logs, self._events)
+
+    def _handle(self, event: str, child: Child | Processes | None, content: Any) -> None:
         if event == "line":
             self._show(*content)
         elif event == "signal":
@@ -182,7 +194,7 @@ class Pool:
         elif event == "ended" and child is not None:
             self._ended(child, content)
 
-    def _ended(self, child: Child, code: int) -> None:
+    def _ended(self, child: Child | Processes, code: int) -> None:
         self.slots = [None if c is child else c for c in self.slots]
         task, child.task = child.task, None
         if task is None or self._stopping is not None:
@@ -213,7 +225,7 @@ class Pool:
 
     def _shut_down(self) -> None:
         """End all workers: idle ones at once, busy ones after their checkpoint."""
-        for live in filter(None, self.slots):
+        for live in self._living():
             if live.task is None:
                 live.close()
             else:
@@ -221,16 +233,19 @@ class Pool:
         while any(self.slots):
             event, child, content = self._events.get()
             if event == "signal":
-                for other in filter(None, list(self.slots)):
+                for other in self._living():
                     other.signal(signal.SIGKILL)
             else:
                 self._handle(event, child, content)
                 if event == "message" and child is not None:
                     child.close()  # it finished its stage all the same, and shall get no other
 
+    def _living(self) -> list[Child | Processes]:
+        return [worker for worker in self.slots if worker is not None]
+
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Queue SIGINT and SIGTERM as events: they meet the pool between two of its steps."""
+        """Queue signals as events: they meet the pool between two of its steps."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -238,7 +253,7 @@ class Pool:
         def queued(number: int, _: object) -> None:
             self._events.put(("signal", None, number))
 
-        before = {n: signal.signal(n, queued) for n in (signal.SIGINT, signal.SIGTERM)}
+        before = {n: signal.signal(n, queued) for n in interruption.SIGNALS}
         try:
             yield
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from alignlab import typed
 if TYPE_CHECKING:
     from alignlab.plan import Node
 
-Status = Literal["cached", "done", "failed", "blocked", "counted"]
+Status = Literal["cached", "done", "failed", "blocked", "counted", "interrupted", "queued"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """Write what :meth:`from_json` reads."""
-        return dataclasses.asdict(self)
+        return {**vars(self), "place": dict(vars(self.place))}
 
     @classmethod
     def from_json(cls, mapping: Mapping[str, Any]) -> Self:

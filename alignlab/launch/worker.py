@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from alignlab.errors import Interrupted
 from alignlab.launch.inprocess import attempt
+from alignlab.launch.ranks import Ranks
 from alignlab.launch.task import Task
 from alignlab.run import Store
 
@@ -42,7 +43,7 @@ class Worker:
             print(f"{CONTROL}{task.run}", file=sys.stderr, flush=True)
             logs = Store(Path(task.place.store)).studies / task.place.study / "logs"
             try:
-                outcome = attempt(task, logs, _note)
+                outcome = attempt(task, logs, _note, Ranks())
             except Interrupted as error:
                 self._send({"interrupted": task.run, "reason": str(error)})
                 return error.exit_code

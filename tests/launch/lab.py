@@ -9,7 +9,7 @@ from typing import Any
 
 import toys
 
-from alignlab.launch.launcher import Launch
+from alignlab.launch.launcher import launch_of
 from alignlab.launch.task import Outcome, Place
 from alignlab.plan import Plan
 from alignlab.run import Store
@@ -42,12 +42,12 @@ class Lab:
 
     def execute(self, plan: Plan, kind: Any, jobs: Any = "auto", **engine: Any) -> dict[str, str]:
         """Execute a plan; return the status of every stage by name."""
-        outcomes = Launch(kind=kind, jobs=jobs).execute(
+        outcomes = launch_of({"kind": kind, "jobs": jobs}).execute(
             plan,
             self.place(**engine),
             note=self.notes.append,
             settled=self.settled.append,
-            command=COMMAND,
+            **({"command": COMMAND} if kind == "local" else {}),
         )
         return {outcome.name: outcome.status for outcome in outcomes}
 

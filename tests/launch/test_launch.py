@@ -13,7 +13,7 @@ from toys import toy
 from alignlab.errors import ConfigError
 from alignlab.launch.board import Board
 from alignlab.launch.execute import execute
-from alignlab.launch.launcher import Launch, visible_gpus
+from alignlab.launch.launcher import Local, launch_of, visible_gpus
 from alignlab.launch.task import Task, usable_cores
 
 KINDS = ["inprocess", "local"]
@@ -186,13 +186,13 @@ def test_longest_remaining_path_starts_first(lab: Lab) -> None:
 def test_width_of_a_plan_bounds_the_jobs(lab: Lab) -> None:
     plan = lab.plan(DIAMOND)
     assert Board(plan).width() == 2
-    local = Launch(kind="local", jobs="auto")
+    local = Local(kind="local", jobs="auto")
     assert local.width(plan, gpus=0, cores=8) == 2
     assert local.width(plan, gpus=0, cores=1) == 1
     assert local.width(plan, gpus=1, cores=8) == 1
-    assert Launch(kind="local", jobs=5).width(plan, gpus=0, cores=1) == 2
+    assert Local(kind="local", jobs=5).width(plan, gpus=0, cores=1) == 2
     with pytest.raises(ConfigError, match="launch=local"):
-        Launch(kind="inprocess", jobs=2)
+        launch_of({"kind": "inprocess", "jobs": 2})
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_each_worker_sees_one_gpu(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> 
 
     class Pool:
         def __init__(self, plan, place, jobs, variables, *_: object) -> None:
-            given.extend(dict(variables(slot)) for slot in range(jobs))
+            given.extend(dict(variables(slot, 1)) for slot in range(jobs))
 
         def run(self) -> list:
             return []

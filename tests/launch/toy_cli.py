@@ -45,8 +45,8 @@ def run(folder: Path, arguments: list[str]) -> int:
     toys.use_toys(lambda name, value: mock.patch(name, value).start())
     mock.patch.object(alignlab.compose, "conf_dir", return_value=folder).start()
     command = (sys.executable, str(toys.WORKER))
-    defaults = {**alignlab.launch.launcher.Launch.execute.__kwdefaults__, "command": command}
-    alignlab.launch.launcher.Launch.execute.__kwdefaults__ = defaults
+    defaults = {**alignlab.launch.launcher.Local.execute.__kwdefaults__, "command": command}
+    alignlab.launch.launcher.Local.execute.__kwdefaults__ = defaults
     return main(arguments)
 
 

@@ -23,6 +23,8 @@ ENGINE = {
     "threads": None,
     "data_workers": 0,
     "zero": 0,
+    "offload": "none",
+    "memory_gb": None,
     "deterministic": False,
     "checkpoint_every_seconds": 60,
     "keep_checkpoints": 1,
