@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from alignlab.capacity.device import matrix_rate
+from alignlab.files import read_json
+
 if TYPE_CHECKING:
-    from alignlab.run import Store
+    from alignlab.run import Run, Store
     from alignlab.stages.stage import Estimate
 
 RECORDS = 200  # newest finished runs that are looked at
@@ -29,6 +31,8 @@ class Seen:
     params: int
     flops: float
     seconds: float
+    gpu: str = ""  # name of the GPU it ran on; empty: on the CPU
+    processes: int = 1
 
 
 @dataclass
@@ -48,8 +52,23 @@ class Rates:
             if record.get("seconds"):
                 params = int(record.get("params_total") or 0)
                 flops = float(record.get("flops") or 0.0)
-                seen.append(Seen(run.kind, params, flops, float(record["seconds"])))
+                gpu = _gpu(run) if record.get("peak_gpu_memory_bytes") else ""
+                world = int((record.get("processes") or {}).get("at_work") or 1)
+                taken = float(record["seconds"])
+                seen.append(Seen(run.kind, params, flops, taken, gpu, world))
         return cls(seen)
+
+    def on(self, gpu: str, kind: str, estimate: Estimate, processes: int) -> float | None:
+        """Seconds of a stage by runs of its kind on GPUs of this name; None where none is known.
+
+        Work that is shared is done the faster the more share it.
+        """
+        same = [s for s in self.seen if gpu in s.gpu and s.kind == kind and s.flops > 0]
+        same = [s for s in same if _alike(s.params, estimate.params_total)]
+        if not gpu or not same or estimate.flops <= 0:
+            return None
+        each = statistics.median([s.seconds * s.processes / s.flops for s in same])
+        return each * estimate.flops / processes
 
     def seconds(self, kind: str, estimate: Estimate) -> float:
         """Estimated wall seconds of a stage."""
@@ -65,23 +84,10 @@ class Rates:
         return estimate.flops / self.machine
 
 
+def _gpu(run: Run) -> str:
+    hardware = (read_json(run.path / "env.json") or {}).get("hardware") or {}
+    return str((hardware.get("gpus") or [""])[0]).partition(",")[0]
+
+
 def _alike(left: int, right: int) -> bool:
     return left > 0 and right > 0 and abs(math.log(left / right)) <= math.log(LIKE)
-
-
-def matrix_rate() -> float:
-    """FLOP/s of an fp32 matrix product with NumPy on this machine.
-
-    The best of many short ones: beside other work a product on several threads waits for the one
-    whose core is taken, and is then tens of times slower.
-    """
-    import numpy as np
-
-    size = 384
-    a = np.ones((size, size), np.float32)
-    best = math.inf
-    for _ in range(30):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * size**3 / max(best, 1e-6)
