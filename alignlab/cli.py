@@ -14,6 +14,7 @@ EPILOG = """\
 overrides are Hydra's: group=option chooses a file of conf/, path.to.key=value sets a field.
 
   alignlab plan pipeline=compare                       what would run, and what it costs
+  alignlab plan backbone=llama_7b device=h100x8        memory, hours and money there; what fits
   alignlab run  pipeline=preference objective=ipo      SFT, annotation, IPO, evaluation
   alignlab run  -m objective=dpo,ipo seed=0,1,2        a sweep: shared stages are trained once
   alignlab run  data.path=pairs.jsonl backbone=smollm2 your own data
@@ -64,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output is gone, as with `| head`
         sys.stderr.close()
         return 141
+    except Exception as error:
+        from alignlab.disk import say
+
+        return say(error)  # raises what is no matter of a disk
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -84,24 +89,16 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         commands[name].set_defaults(call=call)
         return commands[name]
 
-    run = command("run", "compose, plan, and run what is not done", _run)
-    _overrides(run)
+    _overrides(command("run", "compose, plan, and run what is not done", _run))
     plan = command("plan", "the same without running: stages, keys, cached or not, cost", _plan)
     _overrides(plan)
     plan.add_argument("--json", action="store_true", help="one JSON object")
-    report = command(
-        "report", "tables, intervals and figures of a study, as a static page", _report
-    )
+    report = command("report", "tables, intervals and figures of a study as a page", _report)
     report.add_argument("study", help="its name, as `alignlab run` printed it")
     report.add_argument("--open", action="store_true", help="open the page in a browser")
     report.add_argument("--wandb", action="store_true", help="log it to Weights & Biases as well")
-    watch = command("watch", "a study in the terminal while it runs", _watch)
-    watch.add_argument("study", nargs="?", help="its name (default: the newest one)")
-    watch.add_argument("--once", action="store_true", help="show it as it is now, as plain lines")
-    watch.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds (default 1)")
-    _data_command(
-        command("data", "look at data before training: check it, or see its tokens", _data)
-    )
+    _watching_commands(command)
+    _data_command(command("data", "look at data before training: check it, see tokens", _data))
     runs = command("runs", "what is in the store", _runs)
     runs.add_argument(
         "action",
@@ -110,9 +107,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     runs.add_argument("run", nargs="?", help="for show: name or key of a run, or its beginning")
     runs.add_argument("--yes", action="store_true", help="gc, prune: delete what is listed")
-    _reproduce_command(
-        command("reproduce", "a run or study again from its record; do the numbers agree?", _again)
-    )
+    again = command("reproduce", "a run or study from its record; do numbers agree?", _again)
+    _reproduce_command(again)
     export = command("export", "an ordinary Hugging Face folder of a run's model", _export)
     export.add_argument("run", help="name or key of a run, or its beginning")
     export.add_argument("--to", required=True, metavar="DIR", help="a new or empty folder")
@@ -126,6 +122,20 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     chat.add_argument("--seed", type=int, default=0)
     command("doctor", "versions, devices, W&B, store; exit 1 if something is wrong", _doctor)
     return parser, commands
+
+
+def _watching_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    watch = command("watch", "a study in the terminal while it runs", _watch)
+    watch.add_argument("study", nargs="?", help="its name (default: the newest one)")
+    watch.add_argument("--once", action="store_true", help="show it as it is now, as plain lines")
+    watch.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds (default 1)")
+    status = command("status", "how a study stands: queued, running, failed and why", _status)
+    status.add_argument("study", nargs="?", help="its name (default: the newest one)")
+    status.add_argument("--json", action="store_true", help="one JSON object")
+    status.add_argument("--watch", action="store_true", help="follow it, as `alignlab watch`")
+    cancel = command("cancel", "end the jobs of a study on a cluster", _cancel)
+    cancel.add_argument("study", help="its name")
+    cancel.add_argument("stages", nargs="*", help="only these: names, kinds or runs of stages")
 
 
 def _data_command(parser: argparse.ArgumentParser) -> None:
@@ -196,6 +206,20 @@ def _watch(parsed: argparse.Namespace) -> int:
     from alignlab.commands.watch import watch
 
     return watch(parsed.study, once=parsed.once, every=parsed.every)
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    if parsed.watch:
+        return _watch(argparse.Namespace(study=parsed.study, once=False, every=1.0))
+    from alignlab.commands.status import status
+
+    return status(parsed.study, as_json=parsed.json)
+
+
+def _cancel(parsed: argparse.Namespace) -> int:
+    from alignlab.commands.cancel import cancel
+
+    return cancel(parsed.study, parsed.stages)
 
 
 def _data(parsed: argparse.Namespace) -> int:

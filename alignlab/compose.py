@@ -6,21 +6,35 @@ composition. Every refusal is a :class:`ConfigError` with the full path of the k
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError, did_you_mean
-from alignlab.reading import Reading, plain
+from alignlab.overrides import (
+    Sweep,
+    completed,
+    dotted,
+    is_of_hydra,
+    is_of_sweeper,
+    key_of,
+    parse,
+    product,
+    require_ours,
+    require_single,
+    sets_a_value,
+    spelled_out,
+    unparsable,
+)
+from alignlab.reading import Reading, copied_from, plain
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
 
 ROOT_CONFIG = "config"
-HELP_SYNTAX = "An override is key=value, +key=value to add a key, or ~key to remove one."
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 def conf_dir() -> Path:
@@ -50,11 +64,13 @@ def compose_all(jobs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     Raises:
         ConfigError: as :func:`compose`.
     """
+    for job in jobs:
+        require_ours(job)
     with _hydra():
         if len(jobs) == 1:
-            return [_compose_one(_with_data_file(jobs[0]))]
+            return [_compose_one(completed(jobs[0]))]
         sweep = _Sweep(_groups())
-        return [sweep.compose(_with_data_file(job)) for job in jobs]
+        return [sweep.compose(completed(job)) for job in jobs]
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
@@ -64,11 +80,79 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
     ``choice(…)``, ``glob(*)``) is refused.
 
     Raises:
-        ConfigError: an override that does not parse, or a sweep without ``-m``.
+        ConfigError: an override that does not parse, a sweep without ``-m``, or a sweeper that
+            chooses by results, so that nobody can list its jobs.
     """
+    if not multirun:
+        with _hydra():
+            require_single(parse(overrides))
+        return [list(overrides)]
+    found = sweep(overrides)
+    if found.sweeper is not None:
+        raise ConfigError("hydra/sweeper: this command has to know all jobs before the first one.")
     with _hydra():
-        axes = [_values(parsed, multirun) for parsed in _parse(overrides)]
-    return [list(job) for job in itertools.product(*axes)]
+        return product(found.overrides)
+
+
+def sweep(overrides: Sequence[str]) -> Sweep:
+    """Read the overrides of a command with ``-m`` and the configuration of its sweeper.
+
+    Raises:
+        ConfigError: an override that does not parse, or that is Hydra's own but not its sweeper's.
+    """
+    require_ours(overrides)
+    with _hydra():
+        parsed = parse(overrides)
+        settings = _sweeper(parsed)
+        params = [f"{k}={v}" for k, v in dotted(settings.pop("params", None) or {}).items()]
+        stated = parse(params) + [o for o in parsed if not is_of_hydra(o.input_line or "")]
+    if settings.get("_target_") != BASIC:
+        return Sweep(tuple(stated), settings)
+    if settings.get("max_batch_size") is not None:
+        raise ConfigError(
+            "hydra.sweeper.max_batch_size: all jobs are planned together, so that what they share "
+            "is trained once; launch.jobs says how many stages run at a time."
+        )
+    return Sweep(tuple(stated))
+
+
+def _sweeper(parsed: Sequence[Override]) -> dict[str, Any]:
+    """Compose Hydra's own configuration and return that of its sweeper, as plain data."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for override in parsed:
+        if is_of_sweeper(override.input_line or "") and override.is_sweep_override():
+            raise ConfigError(f"'{override.input_line}': a sweep cannot be over its own sweeper.")
+    # Beside it the first job is composed: files that it chooses may state a sweeper.
+    lines = completed([spelled_out(o)[0] for o in parsed if not o.is_interval_sweep()])
+    try:
+        config = hydra.compose(ROOT_CONFIG, overrides=lines, return_hydra_config=True)
+        found = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _explained_sweeper(error, lines) from None
+    except (AssertionError, AttributeError):  # what Hydra makes of basic's params on the line
+        raise ConfigError(
+            "hydra.sweeper.params: give KEY=VALUES itself, or state it in an experiment's file."
+        ) from None
+    return {str(key): value for key, value in dict(found).items()}  # type: ignore[arg-type]
+
+
+def _explained_sweeper(error: Exception, lines: Sequence[str]) -> ConfigError:
+    culprit = _culprit(lines, str(error))
+    if culprit is None or not is_of_sweeper(culprit):
+        return _explained(error, lines)
+    key = key_of(culprit)
+    try:
+        known = _sweeper(parse([o for o in lines if o != culprit]))
+    except ConfigError as other:  # a second mistake: name that one first
+        return other
+    return ConfigError(
+        f"{key}: unknown key (from '{culprit}').{did_you_mean(key.split('.')[-1], known)} Known "
+        f"here: {', '.join(sorted(k for k in known if k != '_target_'))}."
+    )
 
 
 @contextmanager
@@ -77,14 +161,6 @@ def _hydra() -> Iterator[None]:
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         yield
-
-
-def _with_data_file(overrides: Sequence[str]) -> list[str]:
-    # The one convenience of the door: `data.path=pairs.jsonl` alone means the data group `file`,
-    # the only one whose `path` is a file of the user's.
-    sets_path = any(o.lstrip("+").startswith("data.path=") for o in overrides)
-    selects = any(o.startswith(("data=", "+data=")) for o in overrides)
-    return ["data=file", *overrides] if sets_path and not selects else list(overrides)
 
 
 def _compose_one(overrides: Sequence[str]) -> dict[str, Any]:
@@ -115,16 +191,11 @@ class _Sweep:
     def _value(self, override: str) -> tuple[str, Any] | None:
         """Key and value of an override that sets a value, None for one that chooses files."""
         if override not in self._values:
-            [parsed] = _parse([override])
-            sets = _sets_a_value(parsed, self._groups)
+            [parsed] = parse([override])
+            sets = sets_a_value(parsed, self._groups)
             found = (str(parsed.key_or_group), parsed.value()) if sets else None
             self._values[override] = found
         return self._values[override]
-
-
-def _sets_a_value(parsed: Override, groups: set[str]) -> bool:
-    changes = not (parsed.is_add() or parsed.is_force_add() or parsed.is_delete())
-    return changes and parsed.package is None and parsed.key_or_group not in groups
 
 
 def _load(overrides: Sequence[str]) -> DictConfig:
@@ -154,55 +225,12 @@ def _check_added(named: Mapping[str, Any], overrides: Sequence[str]) -> None:
             )
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    loader = GlobalHydra.instance().config_loader()
-    parser = OverridesParser.create(config_loader=loader)
-    parsed = []
-    for override in overrides:
-        try:
-            parsed.extend(parser.parse_overrides([override]))  # sets the loader, for glob
-        except OverrideParseException as error:
-            raise _unparsable(error) from None
-    return parsed
-
-
-def _values(override: Override, multirun: bool) -> list[str]:
-    line = override.input_line or ""
-    if not override.is_sweep_override():
-        return [line]
-    if not multirun:
-        raise ConfigError(
-            f"'{line}' sweeps over several values, which needs -m. For a list, write "
-            f"{override.key_or_group}=[…]; for a text with commas, quote it."
-        )
-    if not override.is_discrete_sweep():
-        raise ConfigError(
-            f"'{line}': an interval has no list of values; use range(…) or choice(…)."
-        )
-    key = override.get_key_element()
-    values = [f"{key}={value}" for value in override.sweep_string_iterator()]
-    if not values:
-        raise ConfigError(f"'{line}' matches nothing, so there is nothing to run.")
-    return values
-
-
-def _unparsable(error: Any) -> ConfigError:
-    said = [line.strip() for line in str(error.message).splitlines()]
-    # Hydra opens with "Error parsing override …" and ends with a link; the reason is between.
-    reason = next((line for line in said if not line.startswith(("Error parsing", "See"))), said[0])
-    return ConfigError(f"cannot read the override '{error.override}': {reason}. {HELP_SYNTAX}")
-
-
 def _explained(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Turn what Hydra raised into one message with the key's full path and a suggestion."""
     from hydra.errors import MissingConfigException, OverrideParseException
 
     if isinstance(error, OverrideParseException):
-        return _unparsable(error)
+        return unparsable(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _unknown_option(error.missing_cfg_file, list(error.options or []))
     culprit = _culprit(overrides, str(error))
@@ -226,16 +254,17 @@ def _culprit(overrides: Sequence[str], message: str) -> str | None:
     """Find the override whose key Hydra did not know, from its message."""
     first = message.splitlines()[0]
     for override in reversed(overrides):
-        key = _key(override)
+        key = key_of(override)
         if f"'{key}'" in first or f"'{override}'" in first:
             return override
     return None
 
 
 def _unknown_key(culprit: str, overrides: Sequence[str]) -> ConfigError:
-    key = _key(culprit)
+    key = key_of(culprit)
     try:
-        known = _compose_one([o for o in overrides if o != culprit])
+        rest = [o for o in overrides if o != culprit and not is_of_hydra(o)]
+        known = _compose_one(rest)
     except ConfigError as other:  # a second mistake: name that one first
         return other
     node: Any = known
@@ -253,15 +282,13 @@ def _unknown_key(culprit: str, overrides: Sequence[str]) -> ConfigError:
                 f"Known here: {listed}."
             )
         node = node[part]
-    return ConfigError(f"{key}: the override '{culprit}' cannot be applied.")
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
+    origin = copied_from(_load(rest), key)
+    why = f" What it is in is a copy: set {origin}." if origin else ""
+    return ConfigError(f"{key}: the override '{culprit}' cannot be applied.{why}")
 
 
 def _top(override: str) -> str:
-    return _key(override).split(".")[0]
+    return key_of(override).split(".")[0]
 
 
 def _groups() -> set[str]:

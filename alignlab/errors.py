@@ -34,10 +34,11 @@ class DivergenceError(TrainingError):
 
 
 class Interrupted(AlignlabError):
-    """A run that was asked to stop (SIGINT, SIGTERM) and saved a checkpoint first."""
+    """A run that was asked to stop by a signal; what had to be kept of it is saved."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
 
 

@@ -1,35 +1,43 @@
-"""One owner at a time for a run folder, among processes and machines that share a file system.
+"""One owner at a time for a folder, among processes and machines that share a file system.
 
-A lease is a numbered file in ``<run>/lease/``; the highest number owns the run. Taking over means
-creating the next number with O_EXCL, which one process alone can do, so two takers of a dead lease
-cannot both win. Numbers are never reused while a higher one exists, so a slow taker that still
-believes in an old number finds a higher one afterwards and withdraws.
+A lease is a numbered file in a folder; the highest number owns. Taking over means making the next
+number, which one process alone can do: the file is written under a name of its own and then linked
+to the number, and a link to a name that exists fails on every file system that has links, also on
+NFS (without links: O_EXCL). No number is used twice while the folder is there, not even one whose
+owner is gone, so whoever acts on an old listing of the folder collides and looks again. Before an
+owner says that its work is done it takes the next number itself: if another process has it, the
+lease was lost. File locks are not used: some shared file systems have none, or none across
+machines, and those of a lost machine stay.
 
 An owner is dead when its process is gone, if it ran on this machine (process id, start time, boot
 and pid namespace are compared), and otherwise when its heartbeat (the file's modification time,
 renewed by a thread) stands still for ``stale`` seconds *of the observer's clock*: clocks of
-different machines are never compared.
+different machines are never compared. The file is opened to see its time, since network file
+systems may tell an old one until then.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
-import socket
 import threading
 import time
-from collections.abc import Callable
-from functools import cache
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from alignlab import files
+from alignlab.processes import identity, runs
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
 POLL_SECONDS = 1.0
-_PROCFS = Path("/proc/self/stat").exists()
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class Lease:
@@ -43,6 +51,7 @@ class Lease:
         self.stale = stale
         self.lost = False
         self._number: int | None = None
+        self._token = uuid.uuid4().hex  # tells our files from those of others
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._watched: tuple[int, float] | None = None  # heartbeat of another owner
@@ -60,32 +69,82 @@ class Lease:
                 raise RuntimeError(f"this thread already owns the lease in {self.folder}")
             return False
         number = current + 1
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(self._file(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except (FileExistsError, FileNotFoundError):
+        if not self._create(number):
             return False  # another taker was faster, or the owner finished and cleared the folder
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(identity(), file)
-        if _highest(self.folder) != number:
-            self._file(number).unlink(missing_ok=True)
+        if _highest(self.folder) > number:  # ours was an old number; it stays taken
             return False
-        for older in _numbers(self.folder):
-            if older < number:
-                self._file(older).unlink(missing_ok=True)
+        if current:
+            self._supersede(current, number)
         self._number, self.lost = number, False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
         return True
 
+    def _create(self, number: int) -> bool:
+        """Make the file of a number, with all that it says; False where it is taken."""
+        file, own = self._file(number), self.folder / f".{uuid.uuid4().hex}.tmp"
+        said = json.dumps({**identity(), "token": self._token})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            own.write_text(said, encoding="utf-8")
+            try:
+                os.link(own, file)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with file.open("x", encoding="utf-8") as stream:
+                    stream.write(said)
+        except FileExistsError:
+            return self._is_ours(number)  # the server linked it and its answer was lost
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):  # the folder was cleared meanwhile
+                return False
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                own.unlink(missing_ok=True)
+        return True
+
+    def _supersede(self, old: int, number: int) -> None:
+        """Tell the owner of an old number, who may still be there, that it is none any more."""
+        with contextlib.suppress(FileNotFoundError):
+            files.replace(self._file(old), json.dumps({"superseded_by": number, "released": True}))
+
+    def _is_ours(self, number: int) -> bool:
+        return (_read(self._file(number)) or {}).get("token") == self._token
+
+    def confirm(self) -> bool:
+        """Whether the lease is certainly still ours, whatever this machine's cache believes.
+
+        Takes the next number, which fails if another process has taken it.
+        """
+        if self._number is None or self.check_lost():
+            return not self.lost and self._number is not None
+        old = self._number
+        if self._create(old + 1):
+            self._number = old + 1
+            self._supersede(old, old + 1)
+        else:
+            self.lost = True
+        return not self.lost
+
     def release(self) -> None:
         """Give the run up, so that the next process can take it at once."""
         self._rest()
         if self._number is not None and not self.check_lost():
             # An empty mark, not a deletion: the number must stay taken (see the module docstring).
-            files.replace(self._file(self._number), json.dumps({**identity(), "released": True}))
+            told = {**identity(), "token": self._token, "released": True}
+            try:
+                files.replace(self._file(self._number), json.dumps(told))
+            except OSError:  # a full disk: there is room for less where the lease stands
+                self._write_over(self._file(self._number), '{"released": true}')
         self._number = None
+
+    def _write_over(self, file: Path, text: str) -> None:
+        """Write into a file as it lies there; where that fails too, the lease dies of age."""
+        with contextlib.suppress(OSError), file.open("r+b") as stream:
+            stream.write(text.encode("utf-8").ljust(os.fstat(stream.fileno()).st_size))
 
     def discard(self) -> None:
         """Remove all leases of a run that is done: nobody needs to own it any more."""
@@ -100,8 +159,9 @@ class Lease:
 
     def check_lost(self) -> bool:
         """Whether another process has taken this lease over (this one seemed dead to it)."""
-        if self._number is not None and _highest(self.folder) > self._number:
-            self.lost = True
+        number = self._number
+        if number is not None and (_highest(self.folder) > number or not self._is_ours(number)):
+            self.lost = number == self._number or self.lost  # else it was confirmed meanwhile
         return self.lost
 
     def owner(self) -> dict[str, Any] | None:
@@ -111,14 +171,16 @@ class Lease:
     def live(self) -> bool:
         """Whether some process owns the run now, judged at once.
 
-        An owner on another machine counts as live for ten stale periods by the file's own time,
+        An owner on another machine counts as live for ten stale periods by the file system's clock,
         because one look cannot tell a heartbeat from its absence.
         """
         number = _highest(self.folder)
         if not number:
             return False
         known = self._known_alive(number)
-        return time.time() - self._beats(number)[1] < 10 * self.stale if known is None else known
+        if known is not None:
+            return known
+        return files.now_of(self.folder) - self._beats(number)[1] < 10 * self.stale
 
     def _alive(self, number: int) -> bool:
         """Whether the owner of ``number`` is at work, from what was seen so far."""
@@ -140,23 +202,26 @@ class Lease:
         mine = identity()
         if owner["machine"] != mine["machine"]:
             return None
-        return _process_runs(owner["pid"], owner["started"])
+        return runs(owner["pid"], owner["started"])
 
     def _beats(self, number: int) -> tuple[int, float]:
+        def opened() -> float:
+            with self._file(number).open("rb") as file:
+                return os.fstat(file.fileno()).st_mtime
+
         try:
-            return number, self._file(number).stat().st_mtime
+            return number, files.patient(opened)
         except FileNotFoundError:
             return number, 0.0
 
     def _beat(self) -> None:
         while not self._stop.wait(self.heartbeat):
-            if self._number is None or self.check_lost():
-                return
             try:
+                if self._number is None or self.check_lost():
+                    return
                 os.utime(self._file(self._number))
-            except FileNotFoundError:  # the run was finished, or its folder deleted
-                self.lost = True
-                return
+            except OSError:  # a server that does not answer now; a lost file is seen at the next
+                continue
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.json"
@@ -185,55 +250,24 @@ def wait(
     return False
 
 
-def identity() -> dict[str, Any]:
-    """Return what tells this process and thread from every other, on every machine."""
-    return {
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "started": _process_started(os.getpid()) if _PROCFS else None,
-        "thread": threading.get_ident(),
-    }
+@contextmanager
+def held(folder: Path, *, poll: float = 0.1) -> Iterator[None]:
+    """Let one process at a time, on all machines, do what stands inside the ``with``.
 
-
-@cache
-def _machine() -> str:
-    """Host name, boot and pid namespace: only where all agree does a process id mean the same."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    namespace = Path("/proc/self/ns/pid")
-    parts = [socket.gethostname()]
-    if boot.exists():
-        parts.append(boot.read_text().strip())
-    if namespace.is_symlink():
-        parts.append(str(namespace.readlink()))
-    return " ".join(parts)
-
-
-def _process_runs(pid: int, started: str | None) -> bool | None:
-    """Whether the process of that start time still runs; None where that cannot be seen."""
+    For work whose result is looked for first and put in place in one step, such as an entry of a
+    cache: in the worst case (an owner that did not respond for minutes and returns) it is done
+    twice, and never half.
+    """
+    mine = Lease(folder)
+    while not mine.acquire():
+        time.sleep(poll)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        foreign = True  # another user's, and perhaps hidden from us in /proc
-    else:
-        foreign = False
-    if not _PROCFS or started is None:
-        return None
-    now = _process_started(pid)
-    return None if now is None and foreign else now == started
-
-
-def _process_started(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot; None when it is gone or a zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = text.rpartition(")")[2].split()  # the process name before it may hold spaces
-    state, started = fields[0], fields[19]
-    return None if state in "ZX" else started
+        yield
+    finally:
+        if mine.check_lost():
+            mine.release()
+        else:
+            mine.discard()
 
 
 def _who(owner: dict[str, Any]) -> str:
@@ -241,7 +275,12 @@ def _who(owner: dict[str, Any]) -> str:
 
 
 def _numbers(folder: Path) -> list[int]:
-    return [int(file.stem) for file in folder.glob("*.json") if file.stem.isdigit()]
+    try:
+        names = files.patient(lambda: [entry.name for entry in folder.iterdir()])
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+    return [int(stem) for stem in stems if stem.isdigit()]
 
 
 def _highest(folder: Path) -> int:
@@ -250,6 +289,7 @@ def _highest(folder: Path) -> int:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(files.patient(lambda: file.read_text(encoding="utf-8")))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+    return found

@@ -40,6 +40,7 @@ class Node:
     estimate: Estimate
     seconds: float  # estimated wall time of the whole stage, cached or not
     data: str = ""  # fingerprint of what the stage reads by itself
+    upstream: str = ""  # where a cached run is, if not in the store
 
     @property
     def kind(self) -> str:
@@ -107,6 +108,7 @@ class Plan:
                     "key": node.key,
                     "inputs": dict(node.inputs),
                     "cached": node.cached,
+                    "upstream": node.upstream or None,
                     "params_total": node.estimate.params_total,
                     "params_trained": node.estimate.params_trained,
                     "tokens": node.estimate.tokens,
@@ -144,11 +146,12 @@ def _without(fields: Mapping[str, Any], names: Collection[str]) -> dict[str, Any
 
 
 def _key(stage: Stage, fields: Mapping[str, Any], data: str, parents: Mapping[str, str]) -> str:
+    silent = {name for name in stage.unkeyed_if_null if fields.get(name) is None}
     return content_key(
         {
             "stage": target_of(stage),
             "version": stage.version,
-            "fields": _without(fields, {*stage.unkeyed, "inputs"}),
+            "fields": _without(fields, {*stage.unkeyed, *silent, "inputs"}),
             "inputs": parents,
             "data": data,
         }

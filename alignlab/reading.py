@@ -36,6 +36,21 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def copied_from(config: DictConfig, key: str) -> str | None:
+    """Key whose value ``key`` is a copy of, because an interpolation above it copies a mapping."""
+    from omegaconf import OmegaConf
+
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if isinstance(node, str) and _COPY.fullmatch(node):
+            return ".".join([node[2:-1], *parts[depth:]])
+        if not isinstance(node, dict):
+            return None
+        node = node.get(part)
+    return None
+
+
 class Reading:
     """The files that jobs choose, composed once; each job then only puts its values in place.
 

@@ -20,22 +20,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from alignlab import files, lease, typed
+from alignlab import files, lease, seal, typed
 from alignlab.environment import environment
 from alignlab.errors import ConfigError, TrainingError, did_you_mean
 from alignlab.files import write_atomically
 
 _NAME = re.compile(r"(?P<kind>[a-z][a-z0-9_]*)-(?P<key>[0-9a-z]+)")
-UNHASHED = ("state", "lease", "wandb", "DONE")  # what may change after a run is done, or goes away
 
 
 class Listener(Protocol):
@@ -154,7 +153,7 @@ class Run:
         RuntimeError when this thread already owns the run.
         """
         mine = lease.Lease(self.path / "lease", heartbeat=heartbeat, stale=stale)
-        if not lease.wait(mine, lambda: self.done, note, self.name, poll):
+        if not lease.wait(mine, lambda: seal.is_there_now(self.path), note, self.name, poll):
             yield self
             return
         self._lease = mine
@@ -189,33 +188,28 @@ class Run:
 
         Raises TrainingError when another process has taken the run over.
         """
-        self._check_owned()
+        self._check_owned(certainly=True)
         self.path.mkdir(parents=True, exist_ok=True)
-        hashes = {name: files.sha256(self.path / name) for name in self._files()}
-        write_atomically(self.path / "DONE", {"finished": time.time(), "files": hashes})
+        seal.put(self.path)
         shutil.rmtree(self.state_dir, ignore_errors=True)
 
     def verify(self) -> list[str]:
         """Compare the files with DONE; one line for each difference, none when intact."""
-        if not self.done:
-            return [f"{self.name} is not finished"]
-        expected = (files.read_json(self.path / "DONE") or {})["files"]
-        present = {name: files.sha256(self.path / name) for name in self._files()}
-        both = [name for name in present if name in expected]
-        return [
-            *(f"{name} is missing" for name in expected if name not in present),
-            *(f"{name} was added" for name in present if name not in expected),
-            *(f"{name} has changed" for name in both if present[name] != expected[name]),
-        ]
+        return seal.differences(self.path) if self.done else [f"{self.name} is not finished"]
 
-    def _files(self) -> list[str]:
-        """Relative names of all files that belong to the result, sorted."""
-        found = (file.relative_to(self.path) for file in self.path.rglob("*") if file.is_file())
-        kept = (f for f in found if f.parts[0] not in UNHASHED and f.suffix != ".tmp")
-        return sorted(f.as_posix() for f in kept)
+    def missing(self) -> list[str]:
+        """Files of a finished run that are not here: left in the place that it was brought from.
 
-    def _check_owned(self) -> None:
-        if self._lease is not None and self._lease.check_lost():
+        A run that was made here has all of its files.
+        """
+        said = seal.read(self.path)
+        names = said["files"] if "upstream" in said else ()
+        return [name for name in names if not (self.path / name).exists()]
+
+    def _check_owned(self, *, certainly: bool = False) -> None:
+        mine = self._lease
+        lost = mine is not None and (not mine.confirm() if certainly else mine.check_lost())
+        if lost or (certainly and seal.is_there_now(self.path)):
             raise TrainingError(
                 f"{self.name} was taken over by another process while this one did not respond; "
                 "this process stops, the other goes on."
@@ -290,9 +284,9 @@ class Store:
         """Delete a run's folder; refused while a process works on it."""
         if run.live:
             raise ConfigError(f"{run.name} is being worked on; stop that process first.")
-        doomed = self.root / f".deleted-{run.name}-{os.getpid()}"
+        doomed = self.root / f".deleted-{run.name}-{uuid.uuid4().hex[:8]}"
         run.path.rename(doomed)  # out of sight at once, so that nobody reads a half-deleted run
-        shutil.rmtree(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)  # NFS keeps what is open somewhere
 
 
 def _named_by(study: Path) -> list[str]:

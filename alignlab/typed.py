@@ -215,11 +215,11 @@ def _union(members: tuple[Any, ...], value: Any, path: str, problems: list[str])
     if converted:
         return converted[0]
     # A mapping or list was meant for the one member that reads such: its own problems say more.
-    reads = [m for m in members if m not in _SCALARS and typing.get_origin(m) is not Literal]
+    reads = [m for m in members if getattr(m, "__origin__", m) not in (*_SCALARS, Literal)]
     if isinstance(value, (Mapping, list, tuple)) and len(reads) == 1:
         problems.extend(failures[members.index(reads[0])])
     else:
-        expected = " or ".join(described(member) for member in members)
+        expected = " or ".join(map(described, members))
         near = "".join(_choices(m, value) for m in members if typing.get_origin(m) is Literal)
         problems.append(f"{path}: expected {expected}, got {shown(value)}.{near}")
     return None

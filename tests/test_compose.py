@@ -83,6 +83,7 @@ def test_composition_is_plain_and_resolved() -> None:
         (["=1"], []),
         (["+seedd=1"], ["seedd: unknown key", "Did you mean 'seed'?"]),
         (["++stores=x"], ["stores: unknown key", "Did you mean 'store'?"]),
+        (["stages.sft.backbone.rank=3"], ["is a copy: set backbone.rank."]),
         (["seed=1", "sed=2", "backbone.rnk=3"], ["backbone.rnk", "sed"]),
     ],
 )

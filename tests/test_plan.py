@@ -245,6 +245,7 @@ def test_json_is_the_contract(tmp_path: Path) -> None:
         "key": make["key"],
         "inputs": {},
         "cached": False,
+        "upstream": None,
         "params_total": 100,
         "params_trained": 10,
         "tokens": 3,
@@ -281,3 +282,17 @@ def test_seconds_come_from_runs_of_the_same_kind_and_size() -> None:
     # without FLOPs: the median of its kind, (3 + 5) / 2
     assert rates.seconds("merge", Estimate()) == pytest.approx(4.0)
     assert rates.seconds("other", Estimate()) == 0.0
+
+
+def test_runs_on_a_gpu_tell_how_fast_that_gpu_is() -> None:
+    seen = [
+        Seen("sft", 1_000, 1e6, 2.0),  # on the CPU
+        Seen("sft", 1_000, 1e6, 0.5, "NVIDIA H100 80GB HBM3", 2),  # 1e-6 s per FLOP and GPU
+        Seen("ppo", 1_000, 1e6, 9.0, "NVIDIA H100 80GB HBM3"),
+    ]
+    rates, wanted = Rates(seen), Estimate(params_total=2_000, flops=4e6)
+    assert rates.on("H100", "sft", wanted, 1) == pytest.approx(4.0)
+    assert rates.on("H100", "sft", wanted, 4) == pytest.approx(1.0)
+    for other in (("A100", "sft"), ("H100", "grpo"), ("", "sft")):
+        assert rates.on(*other, wanted, 1) is None
+    assert rates.on("H100", "sft", Estimate(params_total=10**9, flops=1e6), 1) is None

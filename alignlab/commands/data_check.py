@@ -147,6 +147,7 @@ def _check_split(
 ) -> Checked | None:
     """Check one split; None for one that the data set leaves empty and no stage needs."""
     from alignlab.data.gate.gate import Gate
+    from alignlab.data.gate.left_out import left_out
 
     need = need_of(setup, split)
     groups = held_out[split] if split in held_out else setup.data.stream(split)
@@ -168,7 +169,8 @@ def _check_split(
             break
     if not refused.rows and not need:
         return None
-    findings = (*refused.findings(), *_without_empty(gate, refused))
+    lost = left_out(setup.data, (split,), setup.limits)
+    findings = (*lost, *refused.findings(), *_without_empty(gate, refused))
     rows = {row for finding in findings for row in finding.rows}
     again = setup.data.stream(split) if rows else iter(())
     examples = {row: group for row, group in enumerate(again) if row in rows}

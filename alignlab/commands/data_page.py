@@ -109,10 +109,10 @@ def _finding(report: Report, splits: tuple[str, ...], finding: Finding) -> str:
     checked = next(s for s in report.splits if s.split == splits[0])
     shown = "".join(
         _row(place or f"row {row}", checked.examples[row])
-        for row, place in zip(finding.rows, finding.places, strict=True)
+        for row, place in zip(finding.rows, finding.places, strict=False)  # lost rows: places only
         if row in checked.examples
     )
-    where = "" if shown or not finding.rows else f"<p>{escape(finding.where())}</p>"
+    where = "" if shown or not finding.where() else f"<p>{escape(finding.where())}</p>"
     opened = " open" if finding.severity == "error" else ""
     return (
         f'<details class="finding {finding.severity}"{opened}><summary><b>{finding.severity}</b>'

@@ -16,9 +16,10 @@ from alignlab.commands.study import store_root
 from alignlab.commands.text import count
 from alignlab.compose import conf_dir
 from alignlab.environment import hardware, versions
-from alignlab.errors import AlignlabError
+from alignlab.errors import AlignlabError, ConfigError
 from alignlab.launch.task import usable_cores
 from alignlab.run import Store
+from alignlab.upstream import upstreams
 
 NEEDED = "torch transformers peft accelerate trl datasets wandb hydra-core numpy safetensors"
 SAMPLE = 3  # finished runs whose files are hashed again
@@ -38,7 +39,7 @@ def doctor() -> int:
     """Print what was found; return 1 if anything is wrong."""
     findings = [
         finding
-        for examine in (_installation, _processor, _devices, _tracking, _store)
+        for examine in (_installation, _processor, _devices, _tracking, _store, _upstream)
         for finding in examine()
     ]
     marks = {True: "ok", False: "PROBLEM", None: ""}
@@ -136,6 +137,17 @@ def _store() -> Iterator[Finding]:
     for run in [run for run, s in zip(runs, states, strict=True) if s == "failed"][:5]:
         reason = str(run.record.get("error")).splitlines()[0]
         yield Finding(None, run.name, f"failed: {reason}")
+
+
+def _upstream() -> Iterator[Finding]:
+    for place in upstreams():
+        try:
+            place.check()
+        except ConfigError as error:
+            yield Finding(False, "upstream", str(error))
+        else:
+            found = "no list" if place.listed is None else f"{len(place.listed)} runs"
+            yield Finding(True, "upstream", f"{place.where}: {found}")
 
 
 def cpu_flags() -> frozenset[str]:

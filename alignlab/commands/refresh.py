@@ -19,11 +19,14 @@ from typing import Self
 
 from alignlab.files import replace
 from alignlab.launch.task import Outcome
+from alignlab.run import Store
 
 SHARE = 0.05  # most of the time that the page may take: its processor time over the wall time
 FIRST = 5.0  # seconds; stages that settle together make one page
 POLL = 0.2
 NICE = 19
+BEAT = 60.0  # seconds between two signs of life on the page, where it is not written anew
+_BEAT = re.compile(r'(data-beat=")\d+(")')
 _LIVE = re.compile(r'data-live="\d+"|<span class="running".*?</span>', re.DOTALL)
 
 
@@ -39,10 +42,13 @@ class Refresher:
         evaluations: frozenset[str],
         note: Callable[[str], None],
         *,
+        page: Path | None = None,
         share: float = SHARE,
         first: float = FIRST,
+        beat: float = BEAT,
     ) -> None:
         self.written = 0
+        self._page, self._beat = page, beat
         self._command, self._evaluations, self._note = list(command), evaluations, note
         self._share, self._first = share, first
         self._changed = threading.Event()
@@ -57,7 +63,8 @@ class Refresher:
     ) -> Self:
         """Make the one of a study; ``evaluations`` are the runs that a page needs one of."""
         command = [sys.executable, "-m", "alignlab.commands.refresh", str(store), study]
-        return cls(command, evaluations, note)
+        page = Store(store).studies / study / "report" / "index.html"
+        return cls(command, evaluations, note, page=page)
 
     def settled(self, outcome: Outcome) -> None:
         """Hear that a stage has an outcome; returns at once."""
@@ -83,14 +90,27 @@ class Refresher:
 
     def _work(self) -> None:
         again = 0.0  # when the share of the time allows the next page
-        while not self._stop.is_set():
-            if not self._changed.wait(POLL):
-                continue
-            if self._stop.wait(max(self._first, again - time.monotonic())):
-                return
-            self._changed.clear()
-            cost = self._write()
-            again = time.monotonic() + cost * (1 / self._share - 1)
+        wanted: float | None = None  # when the next page is to be written
+        due = time.monotonic() + self._beat
+        while not self._stop.wait(POLL):
+            now = time.monotonic()
+            if now > due:
+                self._renew()
+                due = now + self._beat
+            if wanted is None and self._changed.is_set():
+                wanted = max(now + self._first, again)
+            if wanted is not None and now >= wanted:
+                self._changed.clear()
+                cost = self._write()
+                again, wanted = time.monotonic() + cost * (1 / self._share - 1), None
+
+    def _renew(self) -> None:
+        """Show on the page that its command is still there."""
+        try:
+            if self._page is not None:
+                renew(self._page)
+        except OSError as error:
+            self._say(str(error))
 
     def _write(self) -> float:
         """Write the page once; return the processor seconds that it took."""
@@ -139,10 +159,18 @@ def write(store: Path, study: str) -> None:
     """Write the page of a running study once."""
     from alignlab.report.live import Watcher
     from alignlab.report.page import build_report
-    from alignlab.run import Store
 
     found = Store(store)
     build_report(study, found, live=Watcher(study, found).look().live())
+
+
+def renew(page: Path) -> None:
+    """Put the present time where a page tells when its command was last seen."""
+    if page.is_file():
+        text = page.read_text(encoding="utf-8")
+        beating = _BEAT.sub(rf"\g<1>{time.time():.0f}\g<2>", text)
+        if beating != text:
+            replace(page, beating)
 
 
 def retire(page: Path) -> None:

@@ -151,17 +151,23 @@ def session_of(
     plan = Plan.from_configs(jobs, store, [job["overrides"] for job in record["jobs"]])
     engine = {**record["engine"], **_threads(record)}
     name = f"{record['name']}{AGAIN}"  # never the study's own name: its files stay what they are
-    where = {
+    where: dict[str, Any] = {
         "study": name,
         "store": str(root),
         "report": True,
         "engine": engine,
-        "launch": record["launch"],
+        "launch": _here(record["launch"]),
         "tracking": {"mode": "disabled", "project": "alignlab", "entity": None},
     }
     settings = typed.build(Settings, where)
     place = Place(store=str(root), study=record["name"], engine=engine, tracking=where["tracking"])
     return Session(plan, settings, store, name, place)
+
+
+def _here(launch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As it was executed then; what a cluster did, this machine does alone."""
+    alone = launch["kind"] in ("inprocess", "local")
+    return launch if alone else {"kind": "local", "jobs": "auto"}
 
 
 def _threads(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from alignlab import seal
 from alignlab.commands.study import store_root
 from alignlab.commands.text import columns, count
 from alignlab.engine.progress import clock
 from alignlab.errors import ConfigError
+from alignlab.launch.scheduler import Submission
 from alignlab.run import Run, Store
+from alignlab.upstream import upstreams
 
 
 def act(action: str, name: str | None, *, delete: bool) -> int:
@@ -31,15 +36,33 @@ def act(action: str, name: str | None, *, delete: bool) -> int:
 def ls(store: Store) -> int:
     """Print a line per run, the newest last."""
     runs = sorted(store.runs(), key=lambda run: run.path.stat().st_mtime)
-    if not runs:
+    if not runs and not upstreams():
         print(f"no runs in {store.root}")
         return 0
-    rows: list[tuple[str, ...]] = [
-        ("run", "state", "label", "seed", "study", "time", "size", "last change")
-    ]
-    rows += [_row(run) for run in runs]
+    head = ("run", "state", "label", "seed", "study", "time", "size", "last change", "from")
+    rows: list[tuple[str, ...]] = [head, *(_row(run) for run in runs), *_elsewhere(runs)]
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
     print(columns(rows, right=(3, 5, 6)))
     return 0
+
+
+def _elsewhere(here: Sequence[Run]) -> Iterator[tuple[str, ...]]:
+    """Finished runs of the places in $ALIGNLAB_UPSTREAM that the store does not have."""
+    seen = {run.name for run in here if run.done}
+    for place in upstreams():
+        try:
+            place.check()
+        except ConfigError as error:
+            print(str(error), file=sys.stderr)
+            continue
+        if place.listed is None:
+            print(f"{place.where} shows no list of its runs; a plan finds them.", file=sys.stderr)
+        for name in sorted((place.listed or frozenset()) - seen):
+            if (said := place.seal_of(name)) is not None:
+                seen.add(name)
+                when = datetime.datetime.fromtimestamp(said["finished"]).astimezone()
+                yield (name, "done", "", "", "", "", "", f"{when:%Y-%m-%d %H:%M}", place.where)
 
 
 def state(run: Run) -> str:
@@ -54,9 +77,14 @@ def state(run: Run) -> str:
 def show(run: Run) -> int:
     """Print a run's record, and what it wrote."""
     print(f"{run.name}  {state(run)}  {run.path}\n")
+    if origin := seal.read(run.path).get("upstream"):
+        left = f"; not here: {', '.join(missing)}" if (missing := run.missing()) else ""
+        print(f"{'brought from':<18} {origin}{left}")
     for key, value in run.record.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         print(f"{key:<18} {text}")
+    for name, text in _execution(run):
+        print(f"{name:<18} {text}")
     last = run.metrics()[-1:]
     if last:
         print(f"{'last metrics':<18} {json.dumps(last[0])}")
@@ -65,6 +93,16 @@ def show(run: Run) -> int:
     for file in files:
         print(f"{count(file.stat().st_size, 'B'):>8}  {file.relative_to(run.path)}")
     return 0
+
+
+def _execution(run: Run) -> Iterator[tuple[str, str]]:
+    """The job of a cluster that executed a run last, and the logs of what it printed."""
+    folder = Store(run.path.parent).studies / str(run.record.get("study"))
+    submission = Submission.read(folder)
+    if submission is not None and run.name in submission.jobs:
+        yield "job", f"{submission.cluster} {submission.jobs[run.name].id}"
+    for log in sorted((folder / "logs").glob(f"{run.name}.*log")):
+        yield "log", str(log)
 
 
 def _row(run: Run) -> tuple[str, ...]:
@@ -79,6 +117,7 @@ def _row(run: Run) -> tuple[str, ...]:
         clock(float(record.get("seconds") or 0.0)),
         count(size(run.path), "B"),
         f"{changed:%Y-%m-%d %H:%M}",
+        str(seal.read(run.path).get("upstream", "")) if run.done else "",
     )
 
 

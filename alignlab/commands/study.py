@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
-import shlex
 import sys
 import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab import typed
+from alignlab.capacity.device import Device
+from alignlab.commands import forecast
 from alignlab.commands.refresh import Refresher, retire
-from alignlab.commands.study_file import StudyFile, asked, width_of
+from alignlab.commands.study_file import StudyFile, asked
+from alignlab.commands.study_name import COMMON, command_line, name_of
 from alignlab.commands.text import plan_table
-from alignlab.compose import compose_all, expand
+from alignlab.commands.upstream import bring, with_upstream
+from alignlab.compose import compose_all, expand, sweep
 from alignlab.engine.distributed import Engine
 from alignlab.engine.progress import clock
 from alignlab.engine.tracking import Tracking
@@ -31,10 +33,8 @@ from alignlab.plan import Plan
 from alignlab.run import Store
 
 if TYPE_CHECKING:
+    from alignlab.capacity.forecast import Forecast
     from alignlab.report.analysis import Analysis
-
-COMMON = ("study", "store", "report", "engine", "launch", "tracking")
-_STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,12 @@ class Settings:
 
     study: str | None
     store: Path | None
+    store_upstream: tuple[str, ...] = ()
     report: bool
     engine: Engine
     launch: Launch
     tracking: Tracking
+    device: Device | None = None  # what the plan is priced for
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Session:
     store: Store
     study: str
     place: Place
+
+    def needs(self) -> Forecast:
+        """What the stages need of the device, named or present."""
+        s = self.settings
+        return forecast.forecast_of(self.plan, s.engine, s.launch, s.device, self.store)
 
 
 def store_root(configured: Path | None = None) -> Path:
@@ -72,14 +79,23 @@ def prepare(overrides: Sequence[str], multirun: bool) -> Session:
         ConfigError: anything in the configuration that cannot be run.
     """
     jobs = expand(overrides, multirun)
-    configs = compose_all(jobs)
-    common = _common(configs)
+    return session_of(compose_all(jobs), jobs, overrides)
+
+
+def session_of(
+    configs: Sequence[Mapping[str, Any]], jobs: Sequence[Sequence[str]], overrides: Sequence[str]
+) -> Session:
+    """Check and plan composed jobs; ``overrides`` are those of the command.
+
+    Raises:
+        ConfigError: as :func:`prepare`.
+    """
+    common = common_of(configs)
     settings = typed.build(Settings, common)
     store = Store(store_root(settings.store))
-    plan = Plan.from_configs(configs, store, jobs)
-    study = settings.study or _derived(overrides)
-    if not _STUDY.fullmatch(study):
-        raise ConfigError(f"study: {study!r} cannot name a folder; use letters, digits, '-', '_'.")
+    plan = with_upstream(Plan.from_configs(configs, store, jobs), settings.store_upstream)
+    settings.launch.check(plan)
+    study = name_of(settings.study, overrides)
     place = Place(
         store=str(store.root), study=study, engine=common["engine"], tracking=common["tracking"]
     )
@@ -88,31 +104,70 @@ def prepare(overrides: Sequence[str], multirun: bool) -> Session:
 
 def plan(overrides: Sequence[str], *, multirun: bool, as_json: bool) -> int:
     """Print the plan; run nothing."""
+    if multirun and (chosen := sweep(overrides)).sweeper is not None:
+        from alignlab.commands.sweeper.drive import foreseen
+
+        return foreseen(chosen, overrides, as_json=as_json)
     session = prepare(overrides, multirun)
+    needs = session.needs()
     if as_json:
-        print(json.dumps(session.plan.to_json(), indent=1))
+        print(json.dumps(forecast.to_json(session.plan, needs), indent=1))
     else:
-        print(plan_table(session.plan))
+        print(plan_table(session.plan, needs) + forecast.report(needs))
     return 0
 
 
 def run(overrides: Sequence[str], *, multirun: bool) -> int:
     """Execute what is not done; print a line per stage, and the report's path at the end."""
-    _refuse_many_processes()
-    session = prepare(overrides, multirun)
-    return execute(session, overrides, _command(overrides, multirun))
+    again = command_line(overrides, multirun)
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # torchrun has started it in several processes
+        from alignlab.commands.together import run_together
+
+        here = partial(_run, overrides, multirun, again)
+        return run_together(overrides, multirun=multirun, command=here, again=again)
+    return _run(overrides, multirun, again)
+
+
+def _run(overrides: Sequence[str], multirun: bool, again: str) -> int:
+    if multirun and (chosen := sweep(overrides)).sweeper is not None:
+        from alignlab.commands.sweeper.drive import optimise
+
+        return optimise(chosen, overrides)
+    return execute(prepare(overrides, multirun), overrides, again)
 
 
 def execute(session: Session, overrides: Sequence[str], again: str) -> int:
     """Execute a session's plan and write its report; ``again`` is the command that does it."""
-    launch = session.settings.launch
     todo = session.plan.pending()
     total = len(session.plan.nodes)
-    engine = session.place.engine
-    file = StudyFile(session.study, session.store, session.plan,
-                     asked(again, overrides, engine, launch))  # fmt: skip
-    file.open(width_of(launch.jobs, launch.kind == "inprocess"))
+    file = study_file(session, overrides, again)
+    file.open(session.settings.launch.width(session.plan))
     print(f"study {session.study}: {total} stages, {total - len(todo)} in the store", flush=True)
+    outcomes = carried_out(session, file, again)
+    if any(outcome.status == "queued" for outcome in outcomes):
+        print(f"how it goes: alignlab status {session.study}", flush=True)
+        return 0
+    code = _exit_code(outcomes, session.plan)
+    written_up(session, file, outcomes)
+    if code:
+        note(f"after mending it, continue with: {again}")
+    return code
+
+
+def study_file(session: Session, overrides: Sequence[str], again: str) -> StudyFile:
+    """Make what writes the study's files, if its stages fit where they are to be executed."""
+    forecast.require_room(session.needs())
+    stated = asked(again, overrides, session.place.engine, session.settings.launch)
+    ending = {"report": session.settings.report, "tracking": session.place.tracking}
+    return StudyFile(session.study, session.store, session.plan, stated, ending)
+
+
+def carried_out(session: Session, file: StudyFile, again: str) -> list[Outcome]:
+    """Execute what is not done of a plan; files and terminal are told what becomes of each stage.
+
+    Raises:
+        Interrupted: a signal came; the message says how to continue.
+    """
     for node in session.plan.nodes.values():
         if node.cached:
             _say(Outcome(node.run, node.name, "cached"))
@@ -125,11 +180,16 @@ def execute(session: Session, overrides: Sequence[str], again: str) -> int:
                 if page is not None:
                     page.settled(outcome)
 
-            outcomes = launch.execute(session.plan, session.place, note=_note, settled=settled)
+            bring(session.plan, session.store, note)
+            launch = session.settings.launch
+            return launch.execute(session.plan, session.place, note=note, settled=settled)
     except Interrupted as error:
         retire(file.folder / "report" / "index.html")
         raise Interrupted(f"{error}\ncontinue with: {again}", error.exit_code - 128) from None
-    code = _exit_code(outcomes, session.plan)
+
+
+def written_up(session: Session, file: StudyFile, outcomes: Sequence[Outcome]) -> None:
+    """Write the report of a study that has ended, if there is something to show, and its record."""
     try:
         if session.settings.report and any(o.status in ("cached", "done") for o in outcomes):
             path = _report(session)
@@ -137,34 +197,21 @@ def execute(session: Session, overrides: Sequence[str], again: str) -> int:
                 print(f"report: {path}", flush=True)
     finally:
         file.record()
-    if code:
-        _note(f"after mending it, continue with: {again}")
-    return code
 
 
 @contextmanager
 def _pages(session: Session) -> Iterator[Refresher | None]:
     """Write the page while the study runs, if there will be something to show on it."""
     runs = frozenset(n.run for n in session.plan.nodes.values() if n.kind == "evaluate")
-    if not (session.settings.report and runs and session.plan.pending()):
+    here = session.settings.report and session.settings.launch.stays
+    if not (here and runs and session.plan.pending()):
         yield None
         return
-    with Refresher.of(session.store.root, session.study, runs, _note) as page:
+    with Refresher.of(session.store.root, session.study, runs, note) as page:
         for node in session.plan.nodes.values():
             if node.cached:
                 page.settled(Outcome(node.run, node.name, "cached"))
         yield page
-
-
-def _refuse_many_processes() -> None:
-    """Each process of a torchrun would claim the same run, and wait for the others for ever."""
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world != "1":
-        raise ConfigError(
-            f"WORLD_SIZE={world}: this command was started as one of several processes, as torchrun"
-            " does, and it plans and runs a study by itself. Start it without; `launch=local` runs"
-            " several stages side by side."
-        )
 
 
 def report(study: str, *, open_it: bool, wandb: bool = False) -> int:
@@ -188,17 +235,22 @@ def report(study: str, *, open_it: bool, wandb: bool = False) -> int:
 def _report(session: Session) -> Path | None:
     evaluated = any(node.kind == "evaluate" for node in session.plan.nodes.values())
     if not evaluated:
-        _note("no report: the study evaluates nothing")
+        note("no report: the study evaluates nothing")
         return None
+    return write_report_of(session.study, session.store, session.settings.tracking)
+
+
+def write_report_of(study: str, store: Store, tracking: Tracking) -> Path:
+    """Write the report of a study and print its summary; return where the page is."""
     from alignlab.report.analysis import analyse
     from alignlab.report.page import write_report
     from alignlab.report.summary import summary_of
     from alignlab.report.table import read_study
 
-    analysis = analyse(read_study(session.study, session.store))
-    path = write_report(analysis, session.store)
+    analysis = analyse(read_study(study, store))
+    path = write_report(analysis, store)
     print(summary_of(analysis), flush=True)
-    _publish(analysis, path, session.settings.tracking)
+    _publish(analysis, path, tracking)
     return path
 
 
@@ -207,7 +259,7 @@ def _publish(analysis: Analysis, page: Path, tracking: Tracking) -> None:
 
     where = publish(analysis, page.parent, tracking)
     if where is not None:
-        _note(f"W&B report: {where}")
+        note(f"W&B report: {where}")
 
 
 def _exit_code(outcomes: Sequence[Outcome], plan: Plan) -> int:
@@ -220,7 +272,7 @@ def _exit_code(outcomes: Sequence[Outcome], plan: Plan) -> int:
     return 2 if codes == {2} else 1
 
 
-def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def common_of(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Take the settings that no job of a sweep may have for itself."""
     for key in COMMON:
         if any(config.get(key) != configs[0].get(key) for config in configs):
@@ -232,27 +284,13 @@ def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {key: configs[0][key] for key in COMMON if key in configs[0]}
 
 
-def _derived(overrides: Sequence[str]) -> str:
-    """Name a study by its experiment or pipeline and a hash of all that was overridden."""
-    chosen = {o.partition("=")[0].lstrip("+"): o.partition("=")[2] for o in overrides}
-    head = chosen.get("experiment") or chosen.get("pipeline") or "study"
-    head = re.sub(r"[^A-Za-z0-9._-]+", "-", head).strip("-.") or "study"
-    # Where and how do not make another study of it.
-    counted = sorted(o for o in overrides if o.partition("=")[0].split(".")[0] not in COMMON)
-    return f"{head}-{hashlib.sha256(chr(10).join(counted).encode()).hexdigest()[:6]}"
-
-
-def _command(overrides: Sequence[str], multirun: bool) -> str:
-    words = ["alignlab", "run", *(["-m"] if multirun else []), *overrides]
-    return shlex.join(words)
-
-
 def _say(outcome: Outcome) -> None:
     time_taken = f"  {clock(outcome.seconds)}" if outcome.status in ("done", "failed") else ""
     print(f"{outcome.status:<8} {outcome.run:<28} {outcome.name}{time_taken}", flush=True)
     if outcome.reason:
-        _note(f"  {outcome.name}: {outcome.reason}")
+        note(f"  {outcome.name}: {outcome.reason}")
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
+    """Say what a person should know, beside the output."""
     print(text, file=sys.stderr, flush=True)

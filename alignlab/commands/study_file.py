@@ -16,14 +16,14 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from alignlab import files, typed
 from alignlab.commands import study_record
-from alignlab.launch.task import Outcome, usable_cores
+from alignlab.launch.task import Outcome
 from alignlab.plan import Plan
 from alignlab.report.live import launcher_lease
 from alignlab.run import Store
@@ -40,14 +40,18 @@ class StudyFile:
     store: Store
     plan: Plan
     asked: Mapping[str, Any]  # command, overrides, engine, launch: what was asked for
+    ending: Mapping[str, Any] = field(default_factory=dict)  # report, tracking: for a last job
 
     @property
     def folder(self) -> Path:
         """Where it is."""
         return self.store.studies / self.name
 
-    def open(self, width: int) -> None:
-        """Write the study's files before its first stage starts, ``width`` of them at a time."""
+    def open(self, width: int, started: float | None = None) -> None:
+        """Write the study's files before its first stage starts, ``width`` of them at a time.
+
+        A command that plans several times ``started`` when it did so first.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "study.json"
         created = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -59,8 +63,9 @@ class StudyFile:
             "command": self.asked["command"],
             "overrides": self.asked["overrides"],
             "jobs": study_record.jobs_of(self.plan),
-            "started": time.time(),
+            "started": time.time() if started is None else started,
             "width": width,
+            "ending": dict(self.ending),
             "stages": {run: _stage(node) for run, node in self.plan.nodes.items()},
         }
         files.write_atomically(file, content)
@@ -92,13 +97,6 @@ class StudyFile:
             yield
         finally:
             lease.discard()
-
-
-def width_of(jobs: int | str, inprocess: bool) -> int:
-    """About how many stages the launcher executes at a time."""
-    if inprocess:
-        return 1
-    return usable_cores() if isinstance(jobs, str) else jobs
 
 
 def _stage(node: Any) -> dict[str, Any]:

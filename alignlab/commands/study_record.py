@@ -76,6 +76,16 @@ def study_record(
     }
 
 
+def updated(record: Mapping[str, Any], store: Store) -> dict[str, Any]:
+    """A record with what the store holds of its runs by now."""
+    states = dict(record["states"])
+    stages = {
+        run: {**stage, **_outcome(Run(store.root / run), stage, states)}
+        for run, stage in record["stages"].items()
+    }
+    return {**record, "stages": stages, "states": states}
+
+
 def jobs_of(plan: Plan) -> list[dict[str, Any]]:
     """Jobs of a plan: their overrides, seed, and the run of each of their stages."""
     return [

@@ -30,7 +30,7 @@ def watch(study: str | None, *, once: bool, every: float = EVERY) -> int:
         DataError: there is no such study.
     """
     store = Store(store_root())
-    watcher = Watcher(_named(study, store), store)
+    watcher = Watcher(study_named(study, store), store)
     try:
         if once or not sys.stdout.isatty():
             _print(watcher, once, every)
@@ -41,7 +41,12 @@ def watch(study: str | None, *, once: bool, every: float = EVERY) -> int:
     return 0
 
 
-def _named(study: str | None, store: Store) -> str:
+def study_named(study: str | None, store: Store) -> str:
+    """Name of a study of the store: as given, else the newest one.
+
+    Raises:
+        DataError: there is no such study.
+    """
     if study is None:
         found = newest(store)
         if found is None:
@@ -58,7 +63,7 @@ def _named(study: str | None, store: Store) -> str:
 
 def _print(watcher: Watcher, once: bool, every: float) -> None:
     """The picture as plain lines; then, unless once, a line per change until the end."""
-    style = Style(unicode=_unicode(sys.stdout))
+    style = Style(unicode=in_unicode(sys.stdout))
     seen = watcher.look()
     print("\n".join(draw(seen, style)), flush=True)
     said = time.monotonic()
@@ -83,7 +88,7 @@ def _redraw(watcher: Watcher, every: float) -> None:
             size = shutil.get_terminal_size()
             style = Style(
                 colour="NO_COLOR" not in os.environ,
-                unicode=_unicode(sys.stdout),
+                unicode=in_unicode(sys.stdout),
                 width=size.columns - 1,
                 height=size.lines - 1,
             )
@@ -96,7 +101,7 @@ def _redraw(watcher: Watcher, every: float) -> None:
                 break
             cost, looked = time.process_time() - looked, time.process_time()
             time.sleep(max(every, cost * REST))
-    unfinished = len(seen.of("waiting", "stopped", "failed", "blocked"))
+    unfinished = len(seen.of("waiting", "queued", "stopped", "failed", "blocked"))
     if unfinished and seen.command:
         print(f"continue with: {seen.command}")
 
@@ -111,5 +116,6 @@ def _hidden_cursor(stream: TextIO) -> Iterator[None]:
         stream.flush()
 
 
-def _unicode(stream: TextIO) -> bool:
+def in_unicode(stream: TextIO) -> bool:
+    """Whether a stream takes more than ASCII."""
     return (stream.encoding or "").lower().replace("-", "") == "utf8"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ MARKS: dict[Status, tuple[str, str, str]] = {  # drawn, in plain ASCII, colour o
     "done": ("●", "#", "32"),
     "cached": ("○", "o", "32"),
     "running": ("▶", ">", "36"),
+    "queued": ("◦", ":", "33"),
     "waiting": ("·", ".", "2"),
     "stopped": ("■", "=", "33"),
     "failed": ("✗", "X", "31"),
@@ -50,7 +52,9 @@ def draw(snapshot: Snapshot, style: Style) -> list[str]:
     running = _running(snapshot, style)
     failed = _failed(snapshot, style)
     head = [headline(snapshot, style), ""]
-    tail = [*_block(running), *_block(failed), *_block([_legend(snapshot, style)])]
+    blocks = (running, queued(snapshot, style), failed, [_legend(snapshot, style)])
+    tail = [line for block in blocks for line in _block(block)]
+    tail += _block([snapshot.trouble])
     rows = _by_name(snapshot)
     room = None if style.height is None else max(3, style.height - len(head) - len(tail))
     lines = [*head, *_graph(rows, snapshot, style, room), *tail]
@@ -73,6 +77,8 @@ def headline(snapshot: Snapshot, style: Style) -> str:
         parts.append(f"about {clock(left)} left")
     if live.running:
         parts.append(f"{live.running} running")
+    if waits := len(snapshot.of("queued")):
+        parts.append(f"{waits} queued")
     if live.failed:
         parts.append(style.paint(f"{live.failed} failed or blocked", "31"))
     if not snapshot.active and live.done + live.failed < live.total:
@@ -122,7 +128,7 @@ def _fold(rows: dict[str, list[StageState]], room: int | None) -> tuple[list[str
     """Leave out whole rows that fit nowhere: finished ones first, then those whose turn comes."""
     shown = list(rows)
     folded: list[str] = []
-    for words, what in ((("done", "cached"), "finished"), (("waiting",), "waiting")):
+    for words, what in ((("done", "cached"), "finished"), (("waiting", "queued"), "waiting")):
         if room is None or len(shown) + len(folded) <= room:
             break
         over = len(shown) + len(folded) + 1 - room
@@ -153,6 +159,12 @@ def _running(snapshot: Snapshot, style: Style) -> list[str]:
         if curves:
             lines.append(f"    {curves}")
     return lines
+
+
+def queued(snapshot: Snapshot, style: Style) -> list[str]:
+    """How many stages wait for a scheduler, by its reason, most first."""
+    reasons = Counter(stage.reason for stage in snapshot.of("queued"))
+    return [f"{style.mark('queued')} {n} queued: {why}" for why, n in reasons.most_common()]
 
 
 def _bar(stage: StageState) -> str:
@@ -197,11 +209,14 @@ def sparkline(values: Sequence[float], width: int, ticks: str = TICKS) -> str:
 
 
 def _failed(snapshot: Snapshot, style: Style) -> list[str]:
-    """Every failure with its reason; what it blocks is in the graph."""
-    return [
+    """Every failure with its reason, and how many stages each of them blocks."""
+    lines = [
         f"{style.mark(stage.status)} {stage.name}  {stage.run}  {stage.reason or stage.status}"
         for stage in snapshot.of("failed", "stopped")
     ]
+    causes = Counter(stage.reason for stage in snapshot.of("blocked"))
+    blocked = [f"{style.mark('blocked')} {n} blocked: {why}" for why, n in causes.most_common()]
+    return [*lines, *blocked]
 
 
 def _legend(snapshot: Snapshot, style: Style) -> str:

@@ -6,10 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from matplotlib import rc_context
-from matplotlib.backends.backend_pdf import PdfPages
-
-from alignlab.report import figures, length, sections
+from alignlab.report import figures, length, sections, trials
 from alignlab.report.analysis import Analysis
 from alignlab.report.benchmarks import part as benchmarks
 from alignlab.report.browser import browsed, samples, samples_note
@@ -20,7 +17,7 @@ from alignlab.report.frontier import part as frontier
 from alignlab.report.judging import part as judging
 from alignlab.report.part import Chapter, Part
 from alignlab.report.style import CONTROLS, Look, swatch
-from alignlab.report.svg import UNDATED, picture
+from alignlab.report.svg import picture, shared_pdf
 from alignlab.report.table import shared_stages
 from alignlab.report.tuning import part as tuning
 
@@ -57,6 +54,7 @@ def chapters(analysis: Analysis, looks: Looks, folder: Path) -> list[Chapter]:
         ("benchmarks", "Benchmarks and forgetting", benchmarks.part),
         ("length", "Length", length.part),
         ("tuning", "Tuning", tuning.part),
+        ("trials", "Trials", trials.part),
         ("curves", "Training", _curves),
         ("cost", "Cost", _cost),
         ("wins", "Against each other", _wins),
@@ -113,7 +111,7 @@ def _curves(analysis: Analysis, looks: Looks, folder: Path) -> Part:
         plans.append((f"shared-{index}", title, _by_seed(runs)))
     read = [(key, title, read_curves(title, runs)) for key, title, runs in plans]
     parts = []
-    with rc_context({"pdf.fonttype": 42}), PdfPages(folder / "curves.pdf", metadata=UNDATED) as pdf:
+    with shared_pdf(folder / "curves.pdf") as pdf:
         for key, title, curves in read:
             if curves is None:
                 continue

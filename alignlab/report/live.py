@@ -1,7 +1,8 @@
 """A study while it runs, from its files alone: the state of every stage and how far it has come.
 
 Nothing talks to the process that runs the study, so this works from another terminal, on another
-machine that sees the same folder, and after the study has ended or was killed.
+machine that sees the same folder, and after the study has ended or was killed. Of stages that were
+handed to a scheduler, the scheduler is asked (`report/queue.py`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any, Literal
 from alignlab import files
 from alignlab.errors import DataError
 from alignlab.lease import Lease
+from alignlab.report.queue import Queue
 from alignlab.run import Run, Store
 
-Status = Literal["waiting", "running", "done", "cached", "failed", "blocked", "stopped"]
+Status = Literal["waiting", "queued", "running", "done", "cached", "failed", "blocked", "stopped"]
 SETTLED = ("done", "cached", "failed", "blocked", "stopped")
 
 
@@ -43,12 +45,14 @@ class StageState:
     seed: int | None
     estimate: float  # seconds, by the plan; 0 = unknown
     status: Status = "waiting"
-    reason: str = ""  # why it failed, or what blocks it
+    reason: str = ""  # why it failed, what blocks it, or why it is still queued
     spent: float = 0.0  # seconds since it started, or that it took
     finished: float = 0.0  # epoch of its end
     steps: int | None = None  # optimizer steps it will take; None where it takes none
     rows: tuple[Mapping[str, Any], ...] = ()  # of metrics.jsonl, split train, while it runs
     tolerant: bool = False  # may run although an input failed
+    job: str = ""  # of a scheduler, that executes it
+    log: str = ""  # file of what it printed, where it has one of its own
 
     @property
     def step(self) -> int:
@@ -71,6 +75,7 @@ class Snapshot:
     width: int  # stages at a time
     active: bool  # whether a command works on it, or a stage is being executed
     stages: tuple[StageState, ...]  # inputs before the stages that read them
+    trouble: str = ""  # why less is known than could be
 
     def of(self, *statuses: Status) -> list[StageState]:
         """Stages in one of these states."""
@@ -117,6 +122,7 @@ class Watcher:
     _planned: tuple[int, dict[str, Any], list[StageState]] | None = None  # of one version of it
     _finished: dict[str, StageState] = field(default_factory=dict)
     _tails: dict[str, Tail] = field(default_factory=dict)
+    _queue: Queue | None = None
 
     def look(self) -> Snapshot:
         """Read the files as they are now."""
@@ -126,8 +132,15 @@ class Watcher:
         said = {row["run"]: row for row in _outcomes(folder, started)}
         here = {f.name for f in self.store.root.iterdir()} if self.store.root.is_dir() else set()
         seen = [self._state(stage, here, started) for stage in planned]
+        self._queue = self._queue or Queue(self.store, self.study)
+        seen, ended = self._queue.look(seen, started)
+        said |= ended
         leases = [launcher_lease(folder, f.name) for f in folder.glob("launchers/*")]
-        active = any(lease.live() for lease in leases) or any(s.status == "running" for s in seen)
+        active = (
+            any(lease.live() for lease in leases)
+            or any(stage.status in ("queued", "running") for stage in seen)
+            or self._queue.goes_on
+        )
         return Snapshot(
             study=self.study,
             command=str(raw.get("command", "")),
@@ -136,6 +149,7 @@ class Watcher:
             width=int(raw.get("width") or 1),
             active=active,
             stages=_settle(seen, said, active),
+            trouble=self._queue.trouble,
         )
 
     def _plan(self, file: Path) -> tuple[dict[str, Any], list[StageState]]:
@@ -242,15 +256,13 @@ def _settle(
 ) -> tuple[StageState, ...]:
     """Tell failed, blocked and stopped stages from those whose turn will come."""
     states: dict[str, StageState] = {}
+    cancelled = {run for run, outcome in said.items() if outcome["status"] == "stopped"}
     for stage in seen:
         found = stage
         outcome = said.get(stage.run, {})
-        if stage.status in ("waiting", "stopped"):
-            broken = [
-                states[i].name
-                for i in stage.inputs.values()
-                if i in states and states[i].status in ("failed", "blocked")
-            ]
+        if stage.status in ("waiting", "queued", "stopped"):
+            inputs = [states[i] for i in stage.inputs.values() if i in states]
+            broken = [why for i in inputs if (why := _why_blocked(i, i.run in cancelled))]
             if outcome.get("status") in ("failed", "counted"):
                 found = replace(stage, status="failed", reason=outcome["reason"])
             elif stage.status == "stopped" and not active and stage.reason:
@@ -258,8 +270,19 @@ def _settle(
             elif outcome.get("status") == "blocked":
                 found = replace(stage, status="blocked", reason=outcome["reason"])
             elif broken and not stage.tolerant:
-                found = replace(stage, status="blocked", reason=f"{broken[0]} failed")
+                found = replace(stage, status="blocked", reason=broken[0])
+            elif stage.run in cancelled:
+                found = replace(stage, status="stopped", reason=outcome["reason"])
             elif stage.status == "stopped" and active:  # of an earlier command; it will go on
                 found = replace(stage, status="waiting", reason="")
         states[stage.run] = found
     return tuple(states.values())
+
+
+def _why_blocked(source: StageState, cancelled: bool) -> str:
+    """Why what reads a stage cannot run: the first cause, in few words; empty where it can."""
+    if source.status == "blocked":
+        return source.reason
+    if source.status == "failed":
+        return f"{source.name} failed"
+    return f"{source.name} was cancelled" if cancelled and source.status == "stopped" else ""

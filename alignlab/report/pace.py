@@ -14,7 +14,7 @@ RECENT = 20  # steps whose pace counts
 
 def remaining(snapshot: Snapshot) -> float | None:
     """Seconds until the last stage that can still run has ended; None where nothing is known."""
-    todo = snapshot.of("running", "waiting")
+    todo = snapshot.of("running", "queued", "waiting")
     corrections = factors(snapshot)
     left = {stage.run: stage_left(stage, corrections) for stage in todo}
     if not todo:

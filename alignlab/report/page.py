@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import os
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -25,6 +27,7 @@ from alignlab.report.live import LiveState
 from alignlab.report.part import Chapter
 from alignlab.report.provenance import provenance
 from alignlab.report.style import Look, looks, stylesheet, swatch
+from alignlab.report.svg import for_the_page_alone
 from alignlab.report.table import Places, read_study
 from alignlab.report.verdict import verdict
 
@@ -50,7 +53,8 @@ def write_report(analysis: Analysis, store: Places, live: LiveState | None = Non
                 *folder.glob("tables/*")):  # fmt: skip
         old.unlink()  # of methods that the study no longer has
     found = looks([s.method for s in analysis.scores])
-    made = chapters(analysis, found, folder)
+    with for_the_page_alone() if live else nullcontext():
+        made = chapters(analysis, found, folder)
     doubts = doubts_of(analysis, made)
     tables = {stem: rows for one in made for stem, rows in one.part.tables.items()}
     write_exports(analysis, tables, doubts, folder)
@@ -124,9 +128,11 @@ def _file(name: str) -> str:
 
 def _running(live: LiveState) -> str:
     failed = f", {live.failed} failed" if live.failed else ""
+    now = datetime.datetime.now().astimezone()
     return (
-        f'<span class="running" role="status">study is running: {live.done} of {live.total} '
-        f"stages done, {live.running} at work{failed}</span>"
+        f'<span class="running" role="status" data-beat="{now.timestamp():.0f}">study is running: '
+        f"{live.done} of {live.total} stages done, {live.running} at work{failed}; written "
+        f"{now:%Y-%m-%d %H:%M}</span>"
     )
 
 

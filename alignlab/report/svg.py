@@ -9,7 +9,9 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -21,6 +23,7 @@ from matplotlib.figure import Figure
 from alignlab.report.style import INK, LINE, MUTED, PAPER, Look
 
 THEME = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--paper"}
+_PRINTED = ContextVar("printed", default=True)  # whether PDF files are written
 UNDATED = {"CreationDate": None, "Creator": None, "Producer": None}
 
 
@@ -50,6 +53,26 @@ def picture(
     return f'<figure class="{kind}" data-figure="{name}"{owner}>{title}{drawing}</figure>'
 
 
+@contextmanager
+def for_the_page_alone() -> Iterator[None]:
+    """Leave the PDF files out, which take longer than all the rest; while a study runs."""
+    token = _PRINTED.set(False)
+    try:
+        yield
+    finally:
+        _PRINTED.reset(token)
+
+
+@contextmanager
+def shared_pdf(path: Path) -> Iterator[PdfPages | None]:
+    """One PDF file for many figures; None where no PDF files are written."""
+    if not _PRINTED.get():
+        yield None
+        return
+    with rc_context({"pdf.fonttype": 42}), PdfPages(path, metadata=UNDATED) as pages:
+        yield pages
+
+
 def save(figure: Figure, folder: Path, name: str, pages: PdfPages | None = None) -> str:
     """Write ``name.png`` (160 dpi), ``.svg`` and ``.pdf`` on white; return the SVG's text.
 
@@ -63,7 +86,7 @@ def save(figure: Figure, folder: Path, name: str, pages: PdfPages | None = None)
     with rc_context({"pdf.fonttype": 42}):
         if pages is not None:
             pages.savefig(figure, facecolor=PAPER)
-        else:
+        elif _PRINTED.get():
             FigureCanvasPdf(figure).print_figure(
                 folder / f"{name}.pdf", facecolor=PAPER, metadata=UNDATED
             )

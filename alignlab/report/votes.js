@@ -263,6 +263,17 @@ recall();
 filter();
 if (location.hash) follow();
 const seconds = Number(document.documentElement.dataset.live);
+const running = $(".running[data-beat]");
+if (seconds && running) { // the command renews the beat every minute, also while it writes nothing else
+  const heed = () => {
+    const silent = Math.round((Date.now() / 1000 - Number(running.dataset.beat)) / 60);
+    if (silent < 5) return;
+    running.classList.add("stale");
+    running.textContent = `no sign of the study's command for ${silent} minutes, so it may have been stopped; this page is as it was then, and alignlab watch says how things stand`;
+  };
+  heed();
+  setInterval(heed, 15000);
+}
 if (seconds) {
   for (const kind of ["pointerdown", "pointermove", "keydown", "wheel", "touchstart"])
     addEventListener(kind, () => { idle = Date.now(); }, { passive: true });

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alignlab.commands.refresh import Refresher, retire
+from alignlab.commands.refresh import Refresher, renew, retire
 from alignlab.launch.task import Outcome
 
 PAGES = frozenset({"evaluate-a", "evaluate-b"})
@@ -103,3 +103,21 @@ def test_a_retired_page_says_no_more_that_the_study_runs(tmp_path: Path) -> None
     page.write_text(head.format('data-live="20"', span))
     retire(page)
     assert page.read_text() == head.format("", "")
+
+
+def test_the_page_shows_that_the_command_is_still_there(tmp_path: Path, notes: list[str]) -> None:
+    """After a kill nobody says so; a reader's browser then sees that the beat is an old one."""
+    page = tmp_path / "index.html"
+    renew(page)  # no page: nothing to do
+    span = '<span class="running" role="status" data-beat="1000">study is running</span>'
+    page.write_text(f"<p>data-beat is 1000 {span}</p>")
+    with Refresher(command(""), PAGES, notes.append, page=page, beat=0.0):
+        assert until(lambda: 'data-beat="1000"' not in page.read_text())
+    beat = int(page.read_text().split('data-beat="')[1].split('"')[0])
+    assert abs(beat - time.time()) < 60
+    assert page.read_text().replace(str(beat), "1000") == f"<p>data-beat is 1000 {span}</p>"
+    retire(page)
+    assert page.read_text() == "<p>data-beat is 1000 </p>"
+    renew(page)
+    assert page.read_text() == "<p>data-beat is 1000 </p>"
+    assert notes == []

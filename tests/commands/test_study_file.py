@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from study_lab import StudyLab
 
-from alignlab.commands.study_file import width_of
-from alignlab.launch.task import Outcome, usable_cores
+from alignlab.launch.task import Outcome
 from alignlab.lease import identity
 from alignlab.report.live import Watcher, launcher_lease
 from alignlab.report.table import read_study
@@ -87,9 +86,3 @@ def test_a_command_at_work_is_seen_and_a_dead_one_is_cleared(lab: StudyLab) -> N
         assert Watcher("mine", lab.store).look().active
     assert not list((lab.folder / "launchers").iterdir())
     assert not Watcher("mine", lab.store).look().active
-
-
-def test_width() -> None:
-    assert width_of("auto", True) == 1
-    assert width_of(3, False) == 3
-    assert width_of("auto", False) == usable_cores()

@@ -90,9 +90,13 @@ def test_a_page_of_a_stopped_study_is_the_page_of_no_running_one(small: FakeStor
     state = LiveState(done=3, total=9, running=2, failed=1)
     page = build_report("demo", small, live=state)
     assert "3 of 9 stages" in page.read_text()
+    assert 'data-beat="' in page.read_text()
+    assert list(page.parent.glob("*.png"))
+    assert not list(page.parent.glob("*.pdf"))  # half of the work, and nobody prints a draft
     retire(page)
     stopped = page.read_text()
     assert stopped == build_report("demo", small).read_text()
+    assert list(page.parent.glob("*.pdf"))
 
 
 def test_a_killed_study_is_not_active(make: Make) -> None:

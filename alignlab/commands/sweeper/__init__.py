@@ -1,0 +1,1 @@
+"""Sweeps whose settings are chosen by the results so far, with Optuna."""

@@ -1,0 +1,32 @@
+"""The number of processes changes speed, never what is computed or counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from equivalence_checks import TOLERANCE
+from scale_cases import UNEVEN, Alone, differences, together
+from stage_lab import Chain
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.conformance(
+    "equivalence",
+    "SFT, reward, DPO, KTO, PPO, GRPO",
+    "one, two and three processes with unlike shares end in the same weights, to 1e-6, and count"
+    " the same prompts, completions, tokens and updates",
+)
+def test_one_two_and_three_processes_are_one(
+    chain: Chain, lora_chain: Chain, tmp_path: Path, record_property: Any
+) -> None:
+    chains = {"full": chain, "lora": lora_chain}
+    alone = Alone(chains)
+    found = [
+        differences(alone, together(tmp_path / str(n), chains, UNEVEN, n), TOLERANCE)
+        for n in (2, 3)
+    ]
+    assert [line for _, wrong in found for line in wrong] == []
+    record_property("measured", f"largest difference {max(most for most, _ in found):.0e}")
