@@ -69,7 +69,7 @@ class Lab:
     def said(self, host: int) -> str:
         return self.log(host).read_text(errors="replace")
 
-    def finish(self, started: list[subprocess.Popen[bytes]], timeout: float = 600) -> list[int]:
+    def finish(self, started: list[subprocess.Popen[bytes]], timeout: float = 1200) -> list[int]:
         try:
             return [process.wait(timeout) for process in started]
         finally:
