@@ -23,8 +23,13 @@ def test_two_nodes_with_accounting_arrays_and_gpus(slurm: Bench, tmp_path: Path)
     known = ("sh", "-c", "getent hosts $SLURMD_NODENAME > /dev/null && echo known")
     # Jobs of several nodes meet under these names.
     assert slurm.run("srun", "--nodes=2", "--ntasks=2", *known).split() == ["known"] * 2
-    states = slurm.run("sacct", "-X", "-n", "-o", "State").split()
-    assert states.count("COMPLETED") >= 4
+    states: list[str] = []
+    for _ in range(60):  # the accounts are kept by another daemon, and later
+        states = slurm.run("sacct", "-X", "-n", "-o", "State").split()
+        if states.count("COMPLETED") >= 4:
+            return
+        time.sleep(0.5)
+    pytest.fail(f"sacct knows of {states}, not of four jobs that are COMPLETED")
 
 
 @pytest.mark.slow

@@ -277,6 +277,7 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
         "a disabled autocast does not read its format": [
             "autocast: dtype if reduced else None → dtype"
         ],
+        "of one thing the first is the last": ["View.logps: 0 → -1"],
     },
     "rollout.choose": {
         ORDER_OF_A_SET: ["choose: (0.0, 1.0) → (1.0, 0.0)"],

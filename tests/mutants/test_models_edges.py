@@ -617,3 +617,15 @@ def test_a_plan_lies_on_the_device_it_was_made_for():
     plan = attention_plan(spans_of((2, (1, 3)), (2, (1, 1))), "meta")
     parts = [plan.query_index, plan.key_index, plan.output_index, plan.blocks[-1].mask]
     assert {x.device.type for x in parts} == {"meta"}
+
+
+def test_predictions_with_and_without_entropies():
+    hidden, weight = normal(5, 3).float(), normal(7, 3, seed=1).float()
+    head, targets = Head(weight, None), torch.tensor([0, 6, 2, 2, 5])
+    [alone] = logps.predict(hidden, head, targets, 0.5, False)
+    both = logps.predict(hidden, head, targets, 0.5, True)
+    z = (2 * hidden @ weight.T).log_softmax(-1)  # a temperature of one half
+    torch.testing.assert_close(alone, z[range(5), targets])
+    torch.testing.assert_close(both[0], z[range(5), targets])
+    torch.testing.assert_close(both[1], -(z.exp() * z).sum(-1))
+    assert len(both) == 2

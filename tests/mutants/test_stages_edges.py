@@ -179,6 +179,14 @@ def test_ppo_s_policy_term():
     check_means(metrics, clip_fraction=2 / 3, approx_kl=(0.75 - LOG) / 3, ratio=3.75 / 3)
 
 
+def test_ppo_s_policy_term_of_another_sampler_s_rollouts():
+    # the terms above, 1.4, −3·1¼ and −1.3, each with its importance weight: 2, ½ and 1
+    seen = Seen(logps=leaf(NEW))
+    tokens = {"advantages": t(-2, 3, 1), "importance": t(2, 0.5, 1)}
+    loss, _ = work(PPOWork, clip=0.3).loss(seen, pack(**tokens))
+    close(loss, (2.8 - 1.875 - 1.3) / 4)
+
+
 OLD_VALUES, RETURNS = torch.tensor([1.0, 1.0, 3.0]), torch.tensor([0.0, 2.0, 5.0])
 
 

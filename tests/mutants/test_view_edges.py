@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,33 @@ def view(*, head=True, layout="grouped", dtype=torch.float32, model=None):
     torch.manual_seed(1)
     scalar = ScalarHead(8) if head else None
     return View("reward", model or llama(), scalar, layout=layout, dtype=dtype)
+
+
+def test_an_engine_runs_the_pass_and_its_head():
+    ran, asked = [], []
+
+    def run(compute):
+        ran.append(compute)
+        return compute()
+
+    def predictor(hidden, target_ids, temperature, entropy):
+        asked.append((hidden.shape, target_ids, temperature, entropy))
+        return (hidden.sum(-1), hidden[:, 0])[: 1 + entropy]
+
+    engine = SimpleNamespace(run=run, predictors={"reward": predictor, "other": None})
+    mine = View("reward", llama(), None, "grouped", torch.float32, engine)
+    found = mine.logps(BATCH, temperature=0.6)
+    both = mine.logps_entropy(BATCH, temperature=0.7)
+    hidden = view().features(BATCH).at_targets
+    close(found, hidden.sum(-1))
+    close(both[0], hidden.sum(-1))
+    close(both[1], hidden[:, 0])
+    assert len(ran) == 2  # the passes, and nothing else
+    assert [(a[2], a[3]) for a in asked] == [(0.6, False), (0.7, True)]
+    assert all(a[0] == hidden.shape and a[1] is BATCH.target_ids for a in asked)
+    without = SimpleNamespace(run=run, predictors={})  # weights that are always whole
+    close(View("reward", llama(), None, "grouped", torch.float32, without).logps(BATCH), plain()[0])
+    assert len(ran) == 3
 
 
 def rows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from alignlab.run import Run
 WHOLE = 1_000_000  # tokens; in one process every step is one micro-batch
 BUDGET = 90  # tokens; several micro-batches a step, and not as many in every process
 METHODS = (*OFFLINE, *ONLINE)
+NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ def together(
 ) -> list[tuple[Case, Run]]:
     """Do the cases in ``processes`` processes that train together."""
     runs, listed = [], []
-    for number, case in enumerate(cases):
+    for case in cases:
         chain = chains[case.chain]
-        key = f"p{processes}{number:03d}"
+        key = f"p{processes}{next(NUMBERS):03d}"  # two tests may share the chains of a session
         stage, _ = method(chain, case.method, **case.changes)
         runs.append((case, chain.lab.store.run(stage.kind, key)))
         stated = {"chain": case.chain, "method": case.method, "key": key}

@@ -222,5 +222,9 @@ def views_apart() -> Iterator[None]:
 
     straight = session.open_backbone
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "open_backbone", lambda *given: Apart(lambda: straight(*given)))
+        patch.setattr(
+            session,
+            "open_backbone",
+            lambda *given, **named: Apart(lambda: straight(*given, **named)),
+        )
         yield
