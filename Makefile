@@ -1,10 +1,10 @@
-# make setup | demo | test | conformance | lint | types | clean — nothing is needed before them but Python 3.11 or newer.
+# make setup | demo | test | test-scale | conformance | lint | types | clean — nothing is needed before them but Python 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-fast conformance lint types clean
+.PHONY: setup demo test test-scale test-fast conformance lint types clean
 
 setup: $(STAMP)
 
@@ -21,7 +21,10 @@ demo: setup
 	$(BIN)/alignlab run -m experiment=sentiment_demo seed=0,1 launch=local
 
 test: setup lint types
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "not scale"
+
+test-scale: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m scale
 
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cases import Case
-from measure import rows_of
+from accuracy_cases import Case
+from peaks import rows_of
 
 from alignlab.capacity.device import allocation
 from alignlab.capacity.forecast import described

@@ -36,8 +36,8 @@ def main() -> None:
 
 def measure_all(work: Path, only: str) -> None:
     """Measure cases one after another, and keep each as soon as it is there."""
-    from cases import cases
-    from measure import measure, preload
+    from accuracy_cases import cases
+    from peaks import measure, preload
 
     preload()
     for case in cases():
@@ -49,7 +49,7 @@ def measure_all(work: Path, only: str) -> None:
 
 def compare(work: Path) -> None:
     """Estimate what was measured; write results.json and the table of the README."""
-    from cases import cases
+    from accuracy_cases import cases
     from estimate import estimate
 
     measured, rows = read(MEASURED), []

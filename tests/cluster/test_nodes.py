@@ -16,7 +16,7 @@ from two_hosts import ROOT, Host, Unavailable, torchrun, two_hosts
 
 from alignlab.run import Run, Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.scale]
 
 STEPS = 30
 STUDY = [

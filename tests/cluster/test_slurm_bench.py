@@ -9,6 +9,8 @@ import pytest
 import slurm_bench
 from slurm_bench import Bench
 
+pytestmark = pytest.mark.scale
+
 
 @pytest.mark.slow
 def test_two_nodes_with_accounting_arrays_and_gpus(slurm: Bench, tmp_path: Path) -> None:

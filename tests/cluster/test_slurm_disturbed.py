@@ -9,6 +9,8 @@ import pytest
 from disturbed import SECONDS, Disturbed, model_of, undisturbed
 from slurm_bench import Bench
 
+pytestmark = pytest.mark.scale
+
 WARNING = 29  # seconds before a time limit; Slurm warns up to 30 s earlier
 ON_N1 = "launch.ppo.extra=['--nodelist=n1']"
 BOTH_GPUS = "launch.ppo.extra=['--nodelist=n1','--gres=gpu:2']"

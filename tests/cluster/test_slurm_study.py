@@ -26,6 +26,8 @@ from alignlab.commands.study_file import StudyFile, asked  # noqa: E402
 from alignlab.plan import Plan  # noqa: E402
 from alignlab.report.live import Watcher  # noqa: E402
 
+pytestmark = pytest.mark.scale
+
 
 class Cluster(SlurmLab):
     """Toys on the bench."""

@@ -18,6 +18,8 @@ from alignlab.engine.shares import Reader, Share
 from alignlab.engine.work import Micro
 from alignlab.run import Run
 
+pytestmark = pytest.mark.scale
+
 ALONE = {
     "full": Case("full"),
     "lora": Case("lora", rank=3),

@@ -25,14 +25,14 @@ def work(tmp_path_factory: pytest.TempPathFactory):
         yield folder
     finally:
         sys.path.remove(str(FOLDER))
-        for name in ("cases", "measure", "estimate"):
+        for name in ("accuracy_cases", "peaks", "estimate"):
             sys.modules.pop(name, None)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MEASURED))
 def test_estimates_are_within_fifteen_percent_of_what_was_measured(name: str, work: Path) -> None:
-    from cases import cases
+    from accuracy_cases import cases
     from estimate import estimate
 
     [case] = [case for case in cases() if case.name == name]

@@ -21,6 +21,8 @@ from alignlab.launch.outcomes import outcome_file, read_outcome
 from alignlab.launch.task import Outcome, Task
 from alignlab.run import Run
 
+pytestmark = pytest.mark.scale
+
 SCRIPT = "team_program.py"
 
 

@@ -20,6 +20,8 @@ from alignlab.launch.launcher import Launch, launch_of
 from alignlab.launch.processes import Processes
 from alignlab.plan import Plan
 
+pytestmark = pytest.mark.scale
+
 
 def local(jobs: Any = 1, processes: Any = 2, **stages: Any) -> Launch:
     return launch_of({"kind": "local", "jobs": jobs, "default": {"processes": processes}, **stages})

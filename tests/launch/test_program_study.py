@@ -10,6 +10,8 @@ import teams
 
 from alignlab.run import Store
 
+pytestmark = pytest.mark.scale
+
 
 @pytest.mark.slow
 def test_a_study_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from alignlab.launch.launcher import launch_of
 from alignlab.launch.task import Outcome
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'alignlab[ray]'")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.scale]
 PROGRAM = (str(teams.HERE / "team_program.py"),)
 
 

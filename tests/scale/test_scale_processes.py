@@ -10,7 +10,7 @@ from equivalence_checks import TOLERANCE
 from scale_cases import UNEVEN, Alone, differences, together
 from stage_lab import Chain
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.scale]
 
 
 @pytest.mark.conformance(

@@ -11,7 +11,7 @@ from equivalence_checks import TOLERANCE
 from scale_cases import UNEVEN, Alone, Case, differences, sharded, together
 from stage_lab import Chain
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.scale]
 
 CLAIM = "two processes at ZeRO 1, 2 and 3, full and LoRA, end in the weights of one, to 1e-6"
 EVERY = "two processes at ZeRO 3 with all parameters end in the weights of one, to 1e-6"

@@ -19,6 +19,8 @@ from alignlab.launch.outcomes import write_task
 from alignlab.launch.task import Place, Task
 from alignlab.run import Run
 
+pytestmark = pytest.mark.scale
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 

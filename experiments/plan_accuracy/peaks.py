@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cases import Case
+from accuracy_cases import Case
 
 from alignlab.compose import compose, compose_all
 from alignlab.launch.execute import execute, peak_memory
