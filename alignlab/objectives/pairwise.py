@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from alignlab import lazy
 from alignlab.objectives.bounds import FlipRate, NonNegative, Positive
+from alignlab.objectives.declaration import called
 from alignlab.objectives.stable import log1mexp
 from alignlab.tensors import PairLogps
 
@@ -25,6 +26,7 @@ def log_ratios(policy: PairLogps, reference: PairLogps) -> tuple[Tensor, Tensor]
     return policy.chosen - reference.chosen, policy.rejected - reference.rejected
 
 
+@called("DPO")
 def dpo(
     policy: PairLogps, reference: PairLogps, *, beta: Positive, label_smoothing: FlipRate
 ) -> Tensor:
@@ -53,6 +55,7 @@ def dpo(
     return -keep * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
 
 
+@called("rDPO")
 def robust_dpo(
     policy: PairLogps, reference: PairLogps, *, beta: Positive, label_smoothing: FlipRate
 ) -> Tensor:
@@ -80,6 +83,7 @@ def robust_dpo(
     return (clean - flipped) / (1 - 2 * label_smoothing)
 
 
+@called("DPO-norm")
 def dpo_norm(policy: PairLogps, reference: PairLogps, *, beta: Positive) -> Tensor:
     """DPO on log-ratios per token, so that long answers do not weigh more.
 
@@ -101,6 +105,7 @@ def dpo_norm(policy: PairLogps, reference: PairLogps, *, beta: Positive) -> Tens
     return -F.logsigmoid(beta * gap)
 
 
+@called("IPO")
 def ipo(
     policy: PairLogps, reference: PairLogps, *, tau: Positive, normalize: Literal["sum", "mean"]
 ) -> Tensor:
@@ -131,6 +136,7 @@ def ipo(
     return (chosen - rejected - 1 / (2 * tau)).square()
 
 
+@called("ORPO")
 def orpo(policy: PairLogps, *, weight: NonNegative) -> Tensor:
     """Likelihood of the chosen answer plus a log-odds-ratio penalty; no reference model.
 
@@ -154,6 +160,7 @@ def orpo(policy: PairLogps, *, weight: NonNegative) -> Tensor:
     return -chosen - weight * F.logsigmoid(log_odds)
 
 
+@called("SimPO")
 def simpo(policy: PairLogps, *, beta: Positive, gamma_beta_ratio: NonNegative) -> Tensor:
     """Logistic loss on mean log-probs with a target margin; no reference model.
 
@@ -175,6 +182,7 @@ def simpo(policy: PairLogps, *, beta: Positive, gamma_beta_ratio: NonNegative) -
     return -F.logsigmoid(beta * (chosen - rejected - gamma_beta_ratio))
 
 
+@called("DPO-hinge")
 def hinge(policy: PairLogps, reference: PairLogps, *, beta: Positive) -> Tensor:
     """Hinge loss on the difference of implicit rewards (the support-vector form of DPO).
 
@@ -195,6 +203,7 @@ def hinge(policy: PairLogps, reference: PairLogps, *, beta: Positive) -> Tensor:
     return F.relu(1 - beta * (chosen - rejected))
 
 
+@called("SLiC")
 def slic(policy: PairLogps, *, delta: NonNegative, weight: NonNegative) -> Tensor:
     """Sequence-likelihood calibration: a margin on log-probs, plus likelihood; no reference model.
 

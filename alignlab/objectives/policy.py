@@ -91,6 +91,32 @@ def sequence_surrogate(
     return _pessimistic(safe_exp(log_ratio), advantages.detach(), clip_low, clip_high)
 
 
+def clipped_weight_surrogate(
+    logps: TokenLogps, advantages: Tensor, *, clip_low: float, clip_high: float
+) -> Tensor:
+    """Policy loss per token whose importance weight is clipped and carries no gradient: CISPO.
+
+    ``loss_n = −sg(clip(ρ_n, 1 − ε_low, 1 + ε_high))·A_n·log π_new(y_n)``
+
+    CISPO, MiniMax-M1, 2506.13585 eq. 4 and 5 (there without a lower bound: ε_low ≥ 1; with the
+    token normaliser). PPO's clip silences a token that has moved far; here every token keeps a
+    gradient, of at most 1 + ε_high times that of REINFORCE. At new = old the gradient is that of
+    `clipped_surrogate`; the value is not, and means nothing. TRL's ``epsilon_high`` is our
+    1 + ε_high, and it has no lower bound.
+
+    Args:
+        logps: (N,) under the trained and the sampling policy.
+        advantages: (N,) one per token; constants.
+        clip_low: ε_low > 0; from 1 on there is no lower bound.
+        clip_high: ε_high ≥ 0, ``math.inf`` for none.
+
+    Returns:
+        (N,) loss per token; −A·log π at new = old.
+    """
+    weight = importance_ratio(logps).detach().clamp(1 - clip_low, 1 + clip_high)
+    return -weight * advantages.detach() * logps.new
+
+
 def clipped_value(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> Tensor:
     """Squared error of the value estimate, with the step from the old estimate clipped.
 
@@ -124,6 +150,12 @@ def clip_fraction(
     low = (ratio < 1 - clip_low) & (advantages < 0)
     high = (ratio > 1 + clip_high) & (advantages > 0)
     return (low | high).to(ratio.dtype)
+
+
+def weight_clip_fraction(logps: TokenLogps, *, clip_low: float, clip_high: float) -> Tensor:
+    """1 where `clipped_weight_surrogate` cut the weight, on either side, else 0; (N,)."""
+    ratio = importance_ratio(logps).detach()
+    return ((ratio < 1 - clip_low) | (ratio > 1 + clip_high)).to(ratio.dtype)
 
 
 def value_clip_fraction(

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 
 from alignlab import lazy
 from alignlab.objectives.bounds import NonNegative, Positive
+from alignlab.objectives.declaration import called
 from alignlab.tensors import SingleLogps
 
 if TYPE_CHECKING:
     import torch
+    import torch.nn.functional as F
     from torch import Tensor
 else:
     torch = lazy.module("torch")
+    F = lazy.module("torch.nn.functional")
 
 
 def kl_point(log_ratios_mismatched: Tensor) -> Tensor:
@@ -39,6 +42,7 @@ def kl_point(log_ratios_mismatched: Tensor) -> Tensor:
     return log_ratios_mismatched.detach().mean().clamp(min=0)
 
 
+@called("KTO")
 def kto(
     policy: SingleLogps,
     reference: SingleLogps,
@@ -71,6 +75,59 @@ def kto(
     desirable = desirable_weight * torch.sigmoid(-value)
     undesirable = undesirable_weight * torch.sigmoid(value)
     return torch.where(policy.desirable, desirable, undesirable)
+
+
+def log_ratio_shift(log_ratios: Tensor, desirable: Tensor) -> Tensor:
+    """BCO's reward shift, in log-ratios: half-way between the two kinds of completions; detached.
+
+    ``s = ½·(mean of lr with a thumb up + mean of lr with a thumb down)``, so that δ = β·s
+
+    BCO, 2404.04656 §3: the shift with which binary cross-entropy bounds DPO's loss most closely.
+    Both means are over the whole optimizer step and all processes, under the policy as it is before
+    the step. TRL's former trainer and NeMo-RL keep a running mean over earlier steps, which lags
+    behind the policy. Where all thumbs of a step are alike, their mean stands for both.
+
+    Args:
+        log_ratios: (B,) summed log-ratios of all completions of the step that have a thumb.
+        desirable: (B,) bool, their thumbs.
+
+    Returns:
+        () nats.
+
+    Raises:
+        ValueError: B = 0.
+    """
+    if log_ratios.numel() == 0:
+        raise ValueError("log_ratio_shift needs at least one completion with a thumb")
+    found = log_ratios.detach()
+    kinds = [found[desirable], found[~desirable]]
+    means = [kind.mean() for kind in kinds if len(kind)]
+    return torch.stack(means).mean()
+
+
+@called("BCO")
+def bco(
+    policy: SingleLogps, reference: SingleLogps, log_ratio_shift: Tensor, *, beta: Positive
+) -> Tensor:
+    """Binary cross-entropy of a classifier whose logit is the implicit reward, shifted.
+
+    ``loss = −log σ(β(lr − s))`` for thumbs up, ``−log σ(−β(lr − s))`` for thumbs down
+
+    BCO, 2404.04656 §3; s of `log_ratio_shift`. Not included is the paper's correction for thumbs
+    up and down that come from different prompts (its density ratio needs a classifier of prompts).
+    TRL's ``bco_pair`` is the sum of the two losses of a pair at s = 0.
+
+    Args:
+        policy: (B,) summed log-probs of the trained policy, and the thumbs.
+        reference: the same completions under the frozen reference.
+        log_ratio_shift: () s of the optimizer step, nats.
+        beta: scale of the implicit reward, 1/nats.
+
+    Returns:
+        (B,) loss per completion; log 2 at policy = reference (where s = 0).
+    """
+    logits = beta * (policy.completion - reference.completion - log_ratio_shift)
+    return -F.logsigmoid(torch.where(policy.desirable, logits, -logits))
 
 
 def single_metrics(policy: SingleLogps, reference: SingleLogps) -> dict[str, Tensor]:

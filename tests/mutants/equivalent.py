@@ -76,6 +76,16 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
             "token_kl: k2(new, reference) → k2(reference, new)"
         ],
     },
+    "objectives.forgetting": {
+        "a sum does not depend on the order of its terms": [
+            "jensen_shannon: torch.logaddexp(start + weights[0], policy + weights[1]) → "
+            "torch.logaddexp(policy + weights[1], start + weights[0])"
+        ],
+    },
+    "objectives.groupwise": {
+        VECTOR: ["rrhf: 0 → -1", "_log_softmax: 0 → -1"],
+        LARGEST_TERM: ["_log_softmax: values.detach() → values"],
+    },
     "objectives.pairwise": {
         SAME_SHAPE: [
             "pair_metrics: chosen → rejected (2)",
@@ -86,6 +96,7 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
         NEAREST_SIDE: ["clipped_value: values → returns", "value_clip_fraction: values → returns"],
         NO_GRADIENT_ANYWAY: [
             "clip_fraction: importance_ratio(logps).detach() → importance_ratio(logps)",
+            "weight_clip_fraction: importance_ratio(logps).detach() → importance_ratio(logps)",
             "value_clip_fraction: values.detach() → values",
             "value_clip_fraction: values.detach() → values (2)",
         ],
@@ -346,6 +357,8 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
             "pair_logps: torch.tensor(better, dtype=torch.long, device=sums.device) → better",
             "pair_logps: torch.tensor(worse, dtype=torch.long, device=sums.device) → worse",
             "single_logps: torch.tensor(kept, dtype=torch.long, device=sums.device) → kept",
+            "group_logps: index_of(kept) → kept",
+            "group_logps: index_of(kept) → kept (2)",
         ],
     },
     "stages.reward": {
@@ -354,5 +367,11 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
             "group_scores: (better, worse, owner, first) → (better, owner, worse, first)",
         ],
     },
-    "stages.grpo_work": {VECTOR: ["GRPOWork.surrogate: 0 → -1"]},
+    "stages.grpo_work": {
+        VECTOR: ["GRPOWork.surrogate: 0 → -1"],
+        "whitening takes a constant baseline away again, whatever it is": [
+            "GRPOWork.advantages: (flat, _) → (_, flat)",
+            "GRPOWork.advantages: torch.zeros_like(rewards) → torch.ones_like(rewards)",
+        ],
+    },
 }

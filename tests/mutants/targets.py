@@ -37,16 +37,22 @@ TARGETS = (
         Target(f"objectives.{name}", OBJECTIVES)
         for name in (
             "advantage",
+            "anchored",
             "declaration",
             "divergence",
+            "groupwise",
             "likelihood",
+            "links",
+            "penalized",
             "pairwise",
             "policy",
             "ranking",
+            "regression",
             "stable",
             "unpaired",
         )
     ),
+    Target("objectives.forgetting", ("test_forgetting",)),
     Target("tensors", DATA),
     Target("data.pack", DATA),
     Target("data.order", DATA),
@@ -76,13 +82,15 @@ TARGETS = (
     Target("rollout.choose", ("test_choose", "test_rollout_edges")),
     Target("rewards.shaping", ("test_shaping", *STAGES)),
     Target("stages.arrange", STAGES),
-    Target("stages.reward", STAGES, ("group_scores",)),
+    Target("stages.reward", STAGES, ("group_scores", "target_scores")),
     Target(
         "stages.ppo_work",
         STAGES,
         ("PPOWork.loss", "PPOWork.policy_loss", "PPOWork.value_loss", "PPOWork.ptx_loss"),
     ),
-    Target("stages.grpo_work", STAGES, ("GRPOWork.loss", "GRPOWork.surrogate")),
+    Target(
+        "stages.grpo_work", STAGES, ("GRPOWork.loss", "GRPOWork.surrogate", "GRPOWork.advantages")
+    ),
 )
 
 

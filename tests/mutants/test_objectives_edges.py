@@ -83,13 +83,17 @@ def test_no_gradient_flows_into_advantages():
             logps, per_completion, OWNER, LENGTHS, **bounds, ratio="product"
         ).sum()
     )
+    loss = loss + policy.clipped_weight_surrogate(logps, a, **bounds).sum()
     loss.backward()
     assert a.grad is None
     assert per_completion.grad is None
     assert logps.new.grad.abs().sum() > 0
-    fraction = policy.clip_fraction(logps, ADVANTAGE, **bounds)
-    assert fraction.dtype == torch.float64
-    assert not fraction.requires_grad
+    for fraction in (
+        policy.clip_fraction(logps, ADVANTAGE, **bounds),
+        policy.weight_clip_fraction(logps, **bounds),
+    ):
+        assert fraction.dtype == torch.float64
+        assert not fraction.requires_grad
 
 
 def test_no_gradient_flows_into_old_values_and_returns():

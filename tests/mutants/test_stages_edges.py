@@ -12,11 +12,11 @@ import torch
 from alignlab.data.group import NONE, TokenGroup, Verdict
 from alignlab.data.pack import flatten
 from alignlab.rewards.shaping import clip, length_penalty, missing_eos, token_rewards
-from alignlab.stages.arrange import pair_logps, single_logps
+from alignlab.stages.arrange import ARRANGE, group_logps, pair_logps, single_logps
 from alignlab.stages.grpo_work import GRPOWork
 from alignlab.stages.online import OnlinePack
 from alignlab.stages.ppo_work import PPOWork
-from alignlab.stages.reward import group_scores
+from alignlab.stages.reward import accuracy_of, group_scores, target_scores
 
 
 def t(*values):
@@ -67,6 +67,25 @@ def test_singles_by_hand():
     assert (empty.completion.dtype, empty.desirable.dtype) == (torch.float64, torch.bool)
 
 
+def test_groups_by_hand():
+    # the second prompt is a tie of all: its completions are left out, and the third is prompt 1
+    found = group_logps(SUMS, LENGTHS, GROUPS)
+    assert found.completion.tolist() == [-1, -2, -3, -6, -7, -8]
+    assert found.length.tolist() == [1, 2, 3, 1, 2, 3]
+    assert found.utility.tolist() == [-2, 0, -1, 1, 0, 1]
+    assert found.group.tolist() == [0, 0, 0, 1, 1, 1]
+    ordered = [(1, 0), (1, 2), (2, 0), (3, 4), (5, 4)]
+    assert list(zip(found.better.tolist(), found.worse.tolist(), strict=True)) == ordered
+    assert found.pair_group.tolist() == [0, 0, 0, 1, 1]
+    assert found.groups == 2
+    assert found.utility.dtype == torch.float64
+    empty = group_logps(SUMS[3:5], LENGTHS[3:5], GROUPS[1:2])
+    assert empty.groups == 0
+    assert empty.completion.shape == empty.utility.shape == empty.pair_group.shape == (0,)
+    assert {x.dtype for x in (empty.group, empty.better, empty.worse)} == {torch.int64}
+    assert {"pair": pair_logps, "single": single_logps, "group": group_logps} == ARRANGE
+
+
 def test_scores_by_hand():
     found = group_scores(SUMS, GROUPS)
     assert found.reward is SUMS
@@ -110,6 +129,26 @@ def test_token_rewards_by_hand():
     assert token_rewards(t(), t(), t(), 0.5, none).shape == (0,)
     with pytest.raises(ValueError, match="do not fit"):
         token_rewards(t(1, 2), t(-1, -2), t(-1, -2), 0.5, torch.tensor([2]))
+
+
+def test_given_scores_by_hand():
+    # the verdicts in numbers: minus ranks, scores, thumbs
+    found = target_scores(SUMS, GROUPS)
+    assert found.reward is SUMS
+    assert found.target.tolist() == [-2, 0, -1, 0.5, 0.5, 1, 0, 1]
+    assert found.group.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert found.groups == 3
+    assert (found.target.dtype, found.group.dtype) == (torch.float64, torch.int64)
+    empty = target_scores(SUMS[:0], [])
+    assert empty.target.shape == empty.group.shape == (0,)
+    assert (empty.target.dtype, empty.group.dtype) == (torch.float64, torch.int64)
+
+
+def test_a_tie_of_scores_is_half_right():
+    # pairs (1, 0), (1, 2), (2, 0): 1 above 0 by 1, level with 2; 2 above 0
+    scores = group_scores(t(0, 1, 1), GROUPS[:1])
+    assert accuracy_of(scores) == 2.5 / 3
+    assert accuracy_of(group_scores(t(1, 0, 2), GROUPS[:1])) == 1 / 3
 
 
 # ---------------------------------------------------------------------- loss terms, two stages
@@ -226,6 +265,53 @@ ADVANTAGES, WEIGHTS = (
 )  # one per completion, spread over its tokens
 
 
+# completions of 2, 1 and 1 tokens, two of the first prompt and one of the second
+SCORES, PROMPT = t(1, 3, 9), torch.tensor([0, 0, 1])
+SAID = SimpleNamespace(
+    lengths=torch.tensor([2, 1, 1]),
+    old=[t(-1, -2), t(-3), t(-1)],
+    reference=[t(-2, 0), t(-7), t(-1)],
+    groups=[None, None],
+)
+
+
+def check_advantages(expected, said=SAID, scores=SCORES, **stage):
+    found = grpo(**stage).advantages(said, scores, PROMPT)
+    assert isinstance(found, list)
+    assert [len(x) for x in found] == [2, 1, 1]
+    assert all(x.dtype == torch.float64 for x in found)
+    close(torch.cat(found), t(*expected))
+
+
+def test_grpo_s_advantages_against_the_group():
+    # the first prompt's are ∓1, their sample deviation √2; one alone has nothing to compare with
+    one = 1 / (math.sqrt(2) + 1e-4)
+    check_advantages((-one, -one, one, 0), advantage="group_std")
+    check_advantages((-1, -1, 1, 0), advantage="group_mean")
+    # over the tokens: mean −¼, variance ¾ − 1/16
+    std = math.sqrt(11 / 16)
+    whitened = (-0.75 / std, -0.75 / std, 1.25 / std, 0.25 / std)
+    check_advantages(whitened, advantage="group_whitened")
+
+
+def test_reinforce_pp_s_advantages():
+    # 1, 1, 3, 9: mean 3½, squares 92/4, variance 23 − 12¼
+    std = math.sqrt(10.75)
+    plain = (-2.5 / std, -2.5 / std, -0.5 / std, 5.5 / std)
+    check_advantages(plain, advantage="whitened", kl_coef=0.5, kl_place="loss")
+    alone = SimpleNamespace(lengths=SAID.lengths, reference=[])  # without β there is no reference
+    token_reward = {"advantage": "whitened", "kl_place": "token_reward"}
+    check_advantages(plain, said=alone, kl_coef=0.0, **token_reward)
+    # a variance of 1e-8 is doubled by the ε that keeps it from 0
+    near, root = t(0, 2e-4, 2e-4), math.sqrt(0.5)
+    check_advantages((-root, -root, root, root), said=alone, scores=near, kl_coef=0, **token_reward)
+    # log-ratios [1, −2 | 4 | 0], β = ½: rewards −½, 1 + 1 | −2 + 3 | 9; still to come 1½, 2 | 1
+    # | 9: mean 13½/4 = 3⅜, squares (2¼ + 4 + 1 + 81)/4 = 22 1/16
+    std = math.sqrt(22.0625 - 3.375**2)
+    to_come = (-1.875 / std, -1.375 / std, -2.375 / std, 5.625 / std)
+    check_advantages(to_come, kl_coef=0.5, **token_reward)
+
+
 def test_grpo_s_surrogate_per_token():
     # 2·max(½, 0.7)·½ = 0.7, 2·1¼·½ = 1.25, −1.5·1: sum 0.45
     seen = Seen(logps=leaf(NEW))
@@ -248,6 +334,32 @@ def test_grpo_s_surrogate_per_sequence():
     loss, metrics = grpo(ratio="sequence", clip_low=0.6).loss(seen, tokens)
     close(loss, (-1.5 + 0.625) / 4)
     check_means(metrics, clip_fraction=0.5, sampler_gap=GAP)
+
+
+def test_grpo_s_surrogate_per_sequence_mean():
+    # ρ = [√(½·1¼), 2] = [0.790569, 2], whole weights ½·2 and 1·1:
+    # 2·max(0.790569, 0.7)·1 = 1.581139 and −1.5; the second is clipped
+    seen = Seen(logps=leaf(NEW))
+    tokens = pack(advantages=ADVANTAGES, weights=WEIGHTS)
+    loss, metrics = grpo(ratio="sequence_mean").loss(seen, tokens)
+    close(loss, (2 * math.sqrt(0.625) - 1.5) / 4)
+    check_means(metrics, clip_fraction=0.5, sampler_gap=GAP)
+    # told apart from the product, which would be clipped: 0.625 < 0.7
+    loss, metrics = grpo(ratio="sequence_mean", clip_low=0.2).loss(seen, tokens)
+    close(loss, (1.6 - 1.5) / 4)
+    check_means(metrics, clip_fraction=1.0, sampler_gap=GAP)
+
+
+def test_grpo_s_surrogate_with_a_clipped_weight():
+    # weights clip([½, 1¼, 2], 0.7, 1.5) = [0.7, 1¼, 1.5]; −w·A·log π·weight with
+    # log π = [−1 − log 2, −2 + log 1¼, −3 + log 2]: two are cut
+    seen = Seen(logps=leaf(NEW))
+    loss, metrics = grpo(ratio="token_weight").loss(
+        seen, pack(advantages=ADVANTAGES, weights=WEIGHTS)
+    )
+    first, second = 0.7 * (-1 - math.log(2)), 1.25 * (-2 + LOG)
+    close(loss, (first + second - 1.5 * (-3 + math.log(2))) / 4)
+    check_means(metrics, clip_fraction=2 / 3, sampler_gap=GAP)
 
 
 def test_grpo_s_kl_term_stands_in_the_loss_only_where_it_belongs():

@@ -249,6 +249,42 @@ POLICY = [
         ),
         t(-1.1, -5),
     ),
+    # weights clip(ρ, 0.8, 1.1) = [1.1, 1.1, 0.8, 0.8, 1.1, 0.904837, 1, 1]; −w·A·log π, with
+    # log π = [−1.7, −0.9, −3.5, −2, −2, −0.8, −1, −1]
+    Case(
+        "policy",
+        "clipped_weight_surrogate",
+        lambda f: f(LOGPS, ADVANTAGE, clip_low=0.2, clip_high=0.1),
+        t(1.87, 0.99, 2.8, -3.2, -4.4, 0.723870, -1, 0),
+    ),
+    # its slope in log π is −w·A: every token keeps one
+    Case(
+        "policy",
+        "clipped_weight_surrogate",
+        lambda f: gradient(
+            lambda new: f(TokenLogps(new=new, old=OLD), ADVANTAGE, clip_low=0.2, clip_high=0.1),
+            LOGPS.new,
+        ),
+        t(-1.1, -1.1, -0.8, 1.6, 2.2, -0.904837, 1, 0),
+    ),
+    # cut on either side, whatever the sign of A: tokens 0 to 4
+    Case(
+        "policy",
+        "weight_clip_fraction",
+        lambda f: f(LOGPS, clip_low=0.2, clip_high=0.1),
+        t(1, 1, 1, 1, 1, 0, 0, 0),
+    ),
+    # at the bounds themselves, ρ = 1 − ½ and 1 + 1, nothing is cut; ρ = ¼ and 1½ with ±½ and 1
+    Case(
+        "policy",
+        "weight_clip_fraction",
+        lambda f: f(
+            TokenLogps(new=t(0.5, 2, 0.25, 1.5).log(), old=t(0, 0, 0, 0)),
+            clip_low=0.5,
+            clip_high=1.0,
+        ),
+        t(0, 0, 1, 0),
+    ),
     # V = [1, 2, 0, 1.5], V_old = [0.5, 1.9, 1, 1], ±0.2 → clipped [0.7, 2, 0.8, 1.2]
     # G = [1, 1, −1, 1.25]: ½·max([0, 1, 1, 0.0625], [0.09, 1, 3.24, 0.0025])
     Case(

@@ -16,14 +16,18 @@ import torch
 
 from alignlab.objectives import (
     advantage,
+    anchored,
     divergence,
+    groupwise,
     likelihood,
+    links,
     pairwise,
+    penalized,
     policy,
     ranking,
     unpaired,
 )
-from alignlab.tensors import GroupScores, PairLogps, SingleLogps, TokenLogps
+from alignlab.tensors import GroupLogps, GroupScores, PairLogps, SingleLogps, TokenLogps
 
 pytestmark = [
     pytest.mark.slow,
@@ -146,6 +150,40 @@ def test_sft_trainer(tmp_path, record_property):
     same(ours, trained, theirs, trainer.model, record_property)
 
 
+def both_thumbs(policy: PairLogps, reference: PairLogps) -> torch.Tensor:
+    """BCO's losses of the two answers of a pair, as a thumb up and a thumb down, added."""
+
+    def singles(logps: PairLogps) -> SingleLogps:
+        up = torch.ones_like(logps.chosen, dtype=torch.bool)
+        return SingleLogps(
+            torch.cat([logps.chosen, logps.rejected]),
+            torch.cat([logps.chosen_length, logps.rejected_length]),
+            torch.cat([up, ~up]),
+        )
+
+    found = unpaired.bco(singles(policy), singles(reference), torch.tensor(0.0), beta=0.3)
+    return found.view(2, -1).sum(0)
+
+
+def best_of_two(policy: PairLogps, reference: PairLogps) -> torch.Tensor:
+    """NCA of two answers whose scores leave no doubt."""
+
+    def groups(logps: PairLogps) -> GroupLogps:
+        every = torch.arange(len(logps.chosen))
+        return GroupLogps(
+            completion=torch.stack([logps.chosen, logps.rejected], 1).flatten(),
+            length=torch.stack([logps.chosen_length, logps.rejected_length], 1).flatten(),
+            utility=torch.tensor([1.0, 0.0]).repeat(len(every)),
+            group=every.repeat_interleave(2),
+            better=2 * every,
+            worse=2 * every + 1,
+            pair_group=every,
+            groups=len(every),
+        )
+
+    return groupwise.nca(groups(policy), groups(reference), beta=0.3, alpha=1e-3)
+
+
 PAIRWISE = {
     "DPO": (
         {"loss_type": ["sigmoid"], "beta": 0.3},
@@ -167,6 +205,36 @@ PAIRWISE = {
         {"loss_type": ["sigmoid_norm"], "beta": 2.0},
         functools.partial(pairwise.dpo_norm, beta=2.0),
     ),
+    "APO-zero": (
+        {"loss_type": ["apo_zero"], "beta": 0.3},
+        functools.partial(anchored.apo_zero, beta=0.3),
+    ),
+    "APO-down": (
+        {"loss_type": ["apo_down"], "beta": 0.3},
+        functools.partial(anchored.apo_down, beta=0.3),
+    ),
+    "SPPO (hard)": (
+        {"loss_type": ["sppo_hard"], "beta": 0.2},
+        functools.partial(anchored.sppo, beta=0.2),
+    ),
+    "EXO (pairs)": (
+        {"loss_type": ["exo_pair"], "beta": 0.3, "label_smoothing": 0.01},
+        functools.partial(links.exo_pair, beta=0.3, label_smoothing=0.01),
+    ),
+    "DiscoPOP": (
+        {"loss_type": ["discopop"], "beta": 0.1, "discopop_tau": 0.3},
+        functools.partial(links.discopop, beta=0.1, tau=0.3),
+    ),
+    "f-DPO (forward KL)": (
+        {"loss_type": ["sigmoid"], "beta": 0.01, "f_divergence_type": "forward_kl"},
+        functools.partial(links.f_dpo, beta=0.01, divergence="forward_kl"),
+    ),
+    "f-DPO (Jensen–Shannon)": (
+        {"loss_type": ["sigmoid"], "beta": 0.5, "f_divergence_type": "js_divergence"},
+        functools.partial(links.f_dpo, beta=0.5, divergence="jensen_shannon"),
+    ),
+    "BCO (pairs, no shift)": ({"loss_type": ["bco_pair"], "beta": 0.3}, both_thumbs),
+    "NCA (pairs)": ({"loss_type": ["nca_pair"], "beta": 0.3}, best_of_two),
 }
 
 
@@ -330,6 +398,11 @@ CPO = {
         {"loss_type": "hinge", "beta": 0.02},
         lambda logps: 0.02 * pairwise.slic(logps, delta=50.0, weight=0.0),
     ),
+    # With a prompt of one token TRL's likelihood of prompt and completion is the completion's.
+    "CPO": (
+        {"loss_type": "sigmoid", "beta": 0.2, "cpo_alpha": 0.7},
+        functools.partial(penalized.cpo, beta=0.2, weight=0.7, normalize="mean"),
+    ),
 }
 
 
@@ -357,7 +430,7 @@ def test_cpo_trainer(tmp_path, monkeypatch, record_property, name):
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     config, objective = CPO[name]
     trained = llama(0)
-    trainer = cpo_trainer(tmp_path, trained, cpo_alpha=0.0, **config)
+    trainer = cpo_trainer(tmp_path, trained, **({"cpo_alpha": 0.0} | config))
     for chosen, rejected in PAIRS:
         batch = concatenated(chosen, rejected)
         theirs, _ = trainer.get_batch_loss_metrics(trainer.model, batch)
@@ -523,6 +596,23 @@ def test_gspo_trainer(tmp_path, record_property):
         logps, GAIN, owner, lengths, clip_low=0.1, clip_high=0.25, ratio="geometric_mean"
     )
     same(ours.mean(), trained, theirs, trainer.model, record_property)
+
+
+@oracle(
+    "CISPO", "loss and gradient in every weight equal GRPOTrainer's (cispo), weights cut at 1.1"
+)
+def test_cispo_trainer(tmp_path, record_property):
+    trained = llama(0)
+    trainer = group_trainer(
+        tmp_path, trained, name="GRPO", loss_type="cispo", beta=0.0, epsilon_high=1.1
+    )
+    batch, logps, owner, lengths = rollout(trained)
+    theirs = trainer.compute_loss(trainer.model, batch | {"advantages": GAIN})
+    bounds = {"clip_low": 1.0, "clip_high": 0.1}  # they state the largest weight itself
+    losses = policy.clipped_weight_surrogate(logps, GAIN[owner], **bounds)
+    weight, count = advantage.token_weights(lengths, normalizer="token", max_length=6)
+    same((weight[owner] * losses).sum() / count, trained, theirs, trainer.model, record_property)
+    assert 0 < policy.weight_clip_fraction(logps, **bounds).mean() < 1
 
 
 @oracle("RLOO", "loss and gradient in every weight equal RLOOTrainer's on off-policy rollouts")

@@ -7,12 +7,20 @@ import inspect
 
 import pytest
 import torch
-from objective_cases import CASES, PI, REF, SINGLE, SINGLE_REF, Case, i, t
+from objective_cases import CASES as FIRST
+from objective_cases import PI, REF, SINGLE, SINGLE_REF, Case, i, t
+from offline_cases import OFFLINE
 
-from alignlab.objectives import pairwise, unpaired
+from alignlab.objectives import links, pairwise, penalized, unpaired
 from alignlab.tensors import GroupScores
 
+CASES = FIRST + OFFLINE
 MODULES = (
+    "penalized",
+    "anchored",
+    "links",
+    "groupwise",
+    "regression",
     "likelihood",
     "ranking",
     "pairwise",
@@ -76,6 +84,13 @@ def test_kl_point_has_no_gradient_and_needs_two_prompts():
         unpaired.kl_point(t())
 
 
+def test_the_shift_of_bco_has_no_gradient_and_needs_a_completion():
+    ratios = t(2, 3).requires_grad_()
+    assert not unpaired.log_ratio_shift(ratios, torch.tensor([True, False])).requires_grad
+    with pytest.raises(ValueError, match="with a thumb"):
+        unpaired.log_ratio_shift(t(), torch.tensor([], dtype=torch.bool))
+
+
 def test_a_prompt_without_pairs_costs_nothing():
     from alignlab.objectives.ranking import bradley_terry, plackett_luce, top_one
 
@@ -99,6 +114,10 @@ def test_unknown_variants_are_refused():
 
     with pytest.raises(ValueError, match="normalize"):
         pairwise.ipo(PI, REF, tau=0.1, normalize="median")
+    with pytest.raises(ValueError, match="normalize"):
+        penalized.cpo(PI, beta=0.1, weight=1.0, normalize="median")
+    with pytest.raises(ValueError, match="divergence"):
+        links.f_dpo(PI, REF, beta=0.1, divergence="reverse_kl")
     with pytest.raises(ValueError, match="estimator"):
         divergence.token_kl(t(-1), t(-1), estimator="k4")
     with pytest.raises(ValueError, match="max_length"):

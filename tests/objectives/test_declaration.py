@@ -11,8 +11,18 @@ from torch import Tensor
 
 from alignlab import spec
 from alignlab.errors import ConfigError
-from alignlab.objectives import likelihood, pairwise, policy, ranking, unpaired
-from alignlab.objectives.declaration import Declaration, declaration
+from alignlab.objectives import (
+    anchored,
+    groupwise,
+    likelihood,
+    links,
+    pairwise,
+    penalized,
+    policy,
+    ranking,
+    unpaired,
+)
+from alignlab.objectives.declaration import Declaration, called, declaration, display_name
 from alignlab.tensors import PairLogps, SingleLogps
 
 WITH_REFERENCE = [
@@ -21,8 +31,19 @@ WITH_REFERENCE = [
     pairwise.dpo_norm,
     pairwise.ipo,
     pairwise.hinge,
+    penalized.dpo_likelihood,
+    penalized.dpo_positive,
+    penalized.dpo_length,
+    anchored.apo_zero,
+    anchored.apo_down,
+    anchored.sppo,
+    links.chi_po,
+    links.f_dpo,
+    links.exo_pair,
+    links.discopop,
 ]
-ALONE = [pairwise.orpo, pairwise.simpo, pairwise.slic]
+ALONE = [pairwise.orpo, pairwise.simpo, pairwise.slic, penalized.cpo]
+GROUPS = [groupwise.dpo_ranking, groupwise.info_nca, groupwise.nca, groupwise.exo]
 
 
 @pytest.mark.parametrize("function", WITH_REFERENCE + ALONE)
@@ -32,6 +53,47 @@ def test_pairs(function):
 
 def test_kto():
     assert declaration(unpaired.kto) == Declaration("single", True, True)
+
+
+def test_bco():
+    assert declaration(unpaired.bco) == Declaration("single", True, False, True)
+
+
+@pytest.mark.parametrize("function", [*GROUPS, groupwise.rrhf])
+def test_groups(function):
+    assert declaration(function) == Declaration("group", function in GROUPS, False, False)
+
+
+def test_which_objectives_need_something_of_the_whole_step():
+    assert declaration(unpaired.kto).has_statistics
+    assert declaration(unpaired.bco).has_statistics
+    assert not declaration(pairwise.dpo).has_statistics
+
+
+def test_an_objective_says_what_it_is_called():
+    half = functools.partial(pairwise.simpo, beta=1.0)
+    assert display_name(functools.partial(half, gamma_beta_ratio=0.5)) == "SimPO"
+    assert display_name(penalized.dpo_length) == "R-DPO"
+    assert display_name(pairwise.robust_dpo) == "rDPO"
+
+    def mine(policy: SingleLogps) -> Tensor:
+        return policy.completion
+
+    assert display_name(mine) == "mine"
+    assert called("Mine")(mine) is mine
+    assert display_name(mine) == "Mine"
+
+
+def test_every_objective_has_a_name_of_its_own():
+    modules = (pairwise, penalized, anchored, links, unpaired, groupwise)
+    found = [
+        display_name(function)
+        for module in modules
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__ and hasattr(function, "display_name")
+    ]
+    assert len(found) == len(set(found)) == 26
+    assert all(name.strip() == name and name for name in found)
 
 
 def test_partials_nested_or_not():
@@ -86,7 +148,7 @@ def test_unreadable_annotations_are_a_clear_error():
     def broken(policy: NoSuchType) -> Tensor:  # noqa: F821
         return policy
 
-    with pytest.raises(ConfigError, match="PairLogps or SingleLogps"):
+    with pytest.raises(ConfigError, match="PairLogps, SingleLogps or GroupLogps"):
         declaration(broken)
 
 
@@ -96,7 +158,8 @@ def test_a_function_without_parameters_is_refused():
 
 
 def test_hyperparameters_are_keyword_only_and_have_no_default():
-    for module in (pairwise, unpaired, ranking, policy):
+    modules = (pairwise, penalized, anchored, links, unpaired, groupwise, ranking, policy)
+    for module in modules:
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ != module.__name__ or name.startswith("_"):
                 continue

@@ -27,9 +27,9 @@ from alignlab.models.grouped_attention import register
 from alignlab.models.view import View
 from alignlab.objectives.declaration import declaration
 from alignlab.objectives.stable import segment_sum
-from alignlab.stages.preference import Terms
 from alignlab.stages.session import Packed
-from alignlab.tensors import PairLogps, SingleLogps
+from alignlab.stages.terms import Terms
+from alignlab.tensors import GroupLogps, PairLogps, SingleLogps
 
 CONF = Path(__file__).parents[2] / "conf" / "objective"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -48,6 +48,32 @@ AT_REFERENCE = {
     "orpo": 1 + 0.1 * math.log(2),
     "simpo": math.log1p(math.exp(1)),  # −log σ(−2·0.5)
     "slic": 1 + 0.1 * 4,
+    "cpo": math.log(2) + 1,  # −log σ(0) + λ·4/4
+    "dpo_nll": math.log(2) + 0.2,
+    "dpop": math.log(2),
+    "dpo_length": math.log(2),
+    "apo_zero": 1.0,
+    "apo_down": 1.0,
+    "sppo": 50.0,  # 2·(1/(2·0.1))²
+    "chipo": math.log(2),
+    "fdpo": math.log(2),
+    "exo": -math.log(2) - math.log(0.001 * 0.999) / 2,
+    "discopop": (1 + math.log(2)) / 2,
+    "bco": math.log(2),
+    "dpo_ranking": math.log(2),
+    "rrhf": 4.0,  # λ·4
+    "info_nca": math.log(2),  # two completions
+    "nca": 2 * math.log(2),
+    # Σ ½·(log ½ − log p), p = softmax(0, −1/0.1): log p = (0, −10) − log(1 + e⁻¹⁰)
+    "exo_scores": 5 - math.log(2) + math.log1p(math.exp(-10)),
+}
+
+# Methods that do not raise the chosen answer and lower the rejected one at policy = reference,
+# and what they do instead, as slopes in the log-probs (chosen, rejected).
+OTHERWISE = {
+    "apo_down": "0 +",  # the two pulls on the chosen answer cancel
+    "discopop": "+ -",  # the loss that was found by search turns the wrong way there
+    "rrhf": "- 0",  # equal answers are in order; the likelihood alone raises the chosen one
 }
 
 
@@ -62,19 +88,25 @@ def objective(name: str):
 class Data:
     """B examples in the view that an objective wants, built from four columns of log-probs."""
 
-    policy: PairLogps | SingleLogps
-    reference: PairLogps | SingleLogps
+    policy: PairLogps | SingleLogps | GroupLogps
+    reference: PairLogps | SingleLogps | GroupLogps
 
     def loss(self, name: str, z: float = 0.25) -> torch.Tensor:
-        f, needs = objective(name), declaration(objective(name))
+        return self.under(objective(name), z)
+
+    def under(self, f, z: float = 0.25) -> torch.Tensor:
+        needs = declaration(f)
         arguments = [self.policy]
         arguments += [self.reference] if needs.needs_reference else []
-        point = {"kl_point": torch.tensor(z)} if needs.needs_kl_point else {}
-        return f(*arguments, **point)
+        given = {"kl_point": needs.needs_kl_point, "log_ratio_shift": needs.needs_shift}
+        return f(*arguments, **{k: torch.tensor(z) for k, needed in given.items() if needed})
 
     def map(self, f) -> Data:
         return Data(
-            *(type(x)(**{k: f(v) for k, v in vars(x).items()}) for x in vars(self).values())
+            *(
+                type(x)(**{k: f(v) if torch.is_tensor(v) else v for k, v in vars(x).items()})
+                for x in vars(self).values()
+            )
         )
 
 
@@ -85,9 +117,26 @@ def data(name: str, rows: list[tuple], dtype=torch.float64) -> Data:
     lengths = [torch.tensor(c) for c in columns[4:]]
     if declaration(objective(name)).view == "pair":
         return Data(PairLogps(*logps[:2], *lengths), PairLogps(*logps[2:], *lengths))
+    if declaration(objective(name)).view == "group":
+        return Data(*(groups_of_two(*pair, *lengths) for pair in (logps[:2], logps[2:])))
     thumbs = lengths[1] % 2 == 0
     return Data(
         SingleLogps(logps[0], lengths[0], thumbs), SingleLogps(logps[2], lengths[0], thumbs)
+    )
+
+
+def groups_of_two(better, worse, *lengths) -> GroupLogps:
+    """Prompts with two completions each, the first ranked above the second."""
+    every = torch.arange(len(better))
+    return GroupLogps(
+        completion=torch.stack([better, worse], 1).flatten(),
+        length=torch.stack(lengths, 1).flatten(),
+        utility=torch.tensor([0.0, -1.0], dtype=better.dtype).repeat(len(better)),
+        group=every.repeat_interleave(2),
+        better=2 * every,
+        worse=2 * every + 1,
+        pair_group=every,
+        groups=len(better),
     )
 
 
@@ -102,13 +151,15 @@ def rows(low: float, high: float, at_least: int = 1):
 
 
 def gradients(batch: Data, name: str, **options) -> list[torch.Tensor]:
-    leaves = {
-        k: v.clone().requires_grad_() if v.is_floating_point() else v
-        for k, v in vars(batch.policy).items()
-    }
-    loss = Data(type(batch.policy)(**leaves), batch.reference).loss(name, **options)
-    wanted = [v for v in leaves.values() if v.is_floating_point()]
-    return list(torch.autograd.grad(loss.sum(), wanted))
+    """Of the summed loss in every log-prob: chosen and rejected apart, or (B,) of single ones."""
+    wanted = [k for k in vars(batch.policy) if k in ("chosen", "rejected", "completion")]
+    leaves = [getattr(batch.policy, k).clone().requires_grad_() for k in wanted]
+    policy = dataclasses.replace(batch.policy, **dict(zip(wanted, leaves, strict=True)))
+    loss = Data(policy, batch.reference).loss(name, **options)
+    found = list(torch.autograd.grad(loss.sum(), leaves))
+    if isinstance(policy, GroupLogps):
+        return [found[0][policy.better], found[0][policy.worse]]
+    return found
 
 
 def test_there_is_a_yaml_per_method():
@@ -149,7 +200,8 @@ def test_certainty_and_impossibility_are_finite(name, chosen, rejected):
 def test_permuting_the_examples_permutes_the_losses(name, rows, seed):
     batch = data(name, rows)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(batch.map(lambda x: x[order]).loss(name), batch.loss(name)[order])
+    permuted = data(name, [rows[i] for i in order.tolist()])
+    assert torch.equal(permuted.loss(name), batch.loss(name)[order])
 
 
 @pytest.mark.conformance(
@@ -160,7 +212,7 @@ def test_permuting_the_examples_permutes_the_losses(name, rows, seed):
 @given(rows=rows(-300.0, -0.01, at_least=2))
 def test_the_parts_of_a_batch_are_the_batch(name, rows):
     batch, cut = data(name, rows), len(rows) // 2
-    parts = [batch.map(lambda x: x[:cut]), batch.map(lambda x: x[cut:])]
+    parts = [data(name, rows[:cut]), data(name, rows[cut:])]
     assert torch.equal(torch.cat([part.loss(name) for part in parts]), batch.loss(name))
     halves = [torch.cat(g) for g in zip(*(gradients(p, name) for p in parts), strict=True)]
     for half, whole in zip(halves, gradients(batch, name), strict=True):
@@ -204,14 +256,16 @@ def test_value_at_the_reference(name):
 @given(mean=logp(-5.0, -0.05), lengths=st.tuples(st.integers(1, 9), st.integers(1, 9)))
 def test_at_the_reference_a_step_prefers_the_chosen(name, mean, lengths):
     a, b = (mean * n for n in lengths)
-    if declaration(objective(name)).view == "pair":
+    if declaration(objective(name)).view == "single":
+        two = [(a, 0, a, 0, 3, 2), (b, 0, b, 0, 3, 1)]
+        better, worse = gradients(data(name, two), name, z=0.0)[0].tolist()
+    else:
         if not declaration(objective(name)).needs_reference:
             lengths, b = (lengths[0], lengths[0]), a  # equal answers: no margin is met yet
-        chosen, rejected = gradients(data(name, [(a, b, a, b, *lengths)]), name)
-        assert chosen.item() < 0 < rejected.item()
-    else:
-        up, down = gradients(data(name, [(a, 0, a, 0, 3, 2), (b, 0, b, 0, 3, 1)]), name, z=0.0)[0]
-        assert up.item() < 0 < down.item()
+        slopes = gradients(data(name, [(a, b, a, b, *lengths)]), name)
+        better, worse = (slope.item() for slope in slopes)
+    signs = " ".join("0" if abs(x) < 1e-12 else "+" if x > 0 else "-" for x in (better, worse))
+    assert signs == OTHERWISE.get(name, "- +")
 
 
 @pytest.mark.conformance("law", "every objective", "every number of the yaml changes the loss")
@@ -219,15 +273,13 @@ def test_at_the_reference_a_step_prefers_the_chosen(name, mean, lengths):
 def test_every_value_of_the_yaml_is_used(name):
     """Changing any number changes the loss of some example: no dead hyperparameter."""
     rows = [(-9.0, -7.0, -8.0, -9.5, 3, 5), (-2.0, -9.0, -4.0, -3.0, 4, 2)]
+    rows += [(-1.0, -99.0, -9.0, -3.0, 4, 2)]  # far beyond any bound
     before, f = data(name, rows).loss(name), objective(name)
     for key, value in f.keywords.items():
         if isinstance(value, str):
             continue
         other = functools.partial(f.func, **{**f.keywords, key: 0.7 * value + 0.04})
-        needs, batch = declaration(other), data(name, rows)
-        arguments = [batch.policy, batch.reference] if needs.needs_reference else [batch.policy]
-        point = {"kl_point": torch.tensor(0.25)} if needs.needs_kl_point else {}
-        assert not torch.allclose(other(*arguments, **point), before), key
+        assert not torch.allclose(data(name, rows).under(other), before), key
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda p: p.stem)
@@ -238,7 +290,10 @@ def test_every_line_of_the_yaml_is_explained(path):
     assert all("# " in line for line in lines[1:]), "a value without a comment"
 
 
-WITH_REFERENCE = [n for n in NAMES if declaration(objective(n)).needs_reference]
+LIKELIHOOD = ("dpo_nll",)  # has a likelihood beside its log-ratios
+WITH_REFERENCE = [
+    n for n in NAMES if declaration(objective(n)).needs_reference and n not in LIKELIHOOD
+]
 
 
 @pytest.mark.conformance(
@@ -323,8 +378,8 @@ def step(name: str, parts: list[list[TokenGroup]], layout: str) -> list[torch.Te
             with torch.no_grad():
                 logps = view_of(1, layout).logps(batch)
             extra["reference"] = segment_sum(logps, batch.target_completion, batch.completions)
-        if need.needs_kl_point:
-            extra["kl_point"] = torch.tensor(0.25)
+        statistics = {"kl_point": need.needs_kl_point, "log_ratio_shift": need.needs_shift}
+        extra |= {k: torch.tensor(0.25) for k, needed in statistics.items() if needed}
         loss, _ = terms.loss(view_of(0, layout), Packed(batch, tuple(part), count, extra))
         total = total + loss
     return [total, *torch.autograd.grad(total, list(model(0).parameters()))]
@@ -376,11 +431,11 @@ def test_padding_changes_nothing(name, groups, width):
 @pytest.mark.parametrize(
     ("module", "old", "new", "broken"),
     [
-        ("alignlab.stages.preference", "losses.sum() / packed.count", "losses.mean()", "packing"),
+        ("alignlab.stages.terms", "losses.sum() / packed.count", "losses.mean()", "packing"),
         (
             "alignlab.models.layout",
-            "hidden.flatten(0, 1).index_select(0, plan.flat_index)",
-            "hidden.flatten(0, 1)[: len(plan.flat_index)]",
+            ".flatten(0, 1).index_select(0, plan.flat_index)",
+            ".flatten(0, 1)[: len(plan.flat_index)]",
             "padding",
         ),
     ],
