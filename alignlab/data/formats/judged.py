@@ -167,6 +167,25 @@ def solutions(row: Row) -> PromptGroup:
     return assemble(prompt_of(row), texts, verdict, {"models": list(found)})
 
 
+def steps(row: Row) -> PromptGroup:
+    r"""Read one solution's steps with a label or score each: what a process reward learns from.
+
+    Completion number i is the solution as far as the end of step i, the steps joined by line ends,
+    and its verdict is that of step i. So the score of a step is read where the step ends.
+    """
+    given = [name for name in (*SCORES, "labels") if row.get(name) is not None]
+    if len(given) != 1:
+        raise DataError(f"needs one of 'scores', 'labels' for its steps; it has {given or 'none'}.")
+    said, values = row["steps"], row[given[0]]
+    if not isinstance(said, list) or not said:
+        raise DataError("'steps' must be a list with at least one text.")
+    if not isinstance(values, list) or len(values) != len(said):
+        raise DataError(f"'{given[0]}' must be a list with one value per step.")
+    texts = [plain({"steps": step}, "steps").rstrip("\n") for step in said]
+    prefixes = ["\n".join(texts[: end + 1]) for end in range(len(texts))]
+    return assemble(prompt_of(row), prefixes, _verdict(given[0], values))
+
+
 def solution_fields(row: Row) -> tuple[str, ...]:
     """Return the fields that hold an object {solution, is_correct}."""
     return tuple(

@@ -105,6 +105,16 @@ FORMATS: dict[str, Format] = {
         _ASKED,
         rank=0,
     ),
+    "steps": Format(
+        judged.steps,
+        (
+            _prompt,
+            need(shapes.COMPLETIONS, "steps"),
+            need(shapes.VALUES, *judged.SCORES, "labels"),
+        ),
+        _ASKED,
+        rank=0,
+    ),
     "unpaired": Format(judged.unpaired, (_question, _answer, _thumb), _ASKED, rank=0),
     "unpaired_conversation": Format(judged.unpaired, (_conversation, _thumb), _CHAT, rank=0),
     "attributes": Format(
