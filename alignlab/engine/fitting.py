@@ -46,14 +46,23 @@ def largest(taken: Callable[[int], int], first: int, most: int, room: float) -> 
         rows = min(2 * low, most) if high > most else (low + high) // 2
 
 
-def reserved(backbone: Backbone, views: Sequence[str], *, average: bool, zero: int, of: int) -> int:
+def reserved(
+    backbone: Backbone,
+    views: Sequence[str],
+    *,
+    average: bool,
+    zero: int,
+    of: int,
+    states: float = MOMENTS,
+) -> int:
     """Bytes of the trained views that a training takes and that are not there before it.
 
-    ``of`` processes share gradients from ZeRO 2 on, and the optimizer's states from ZeRO 1 on.
+    ``of`` processes share gradients from ZeRO 2 on, and from ZeRO 1 on the optimizer's states,
+    which are ``states`` bytes a weight.
     """
     trained = sum(backbone.parameter_counts(view)[1] for view in views)
     gradients = GRADIENT / (of if zero >= 2 else 1)
-    states = (MOMENTS + MASTER) / of if zero else MOMENTS
+    states = (states + MASTER) / of if zero else states
     return round(trained * (gradients + states + AVERAGE * average))
 
 

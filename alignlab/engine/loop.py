@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from alignlab import interruption
@@ -46,16 +46,19 @@ def train(
     evaluate: Evaluate | None = None,
     evaluate_every: int = 0,
     early_stopping: EarlyStopping | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> TrainResult:
     """Train ``views`` of ``backbone`` for ``steps`` steps, or continue the run's checkpoint.
 
     Afterwards the backbone holds the weights to save: the best ones under early stopping, else the
     moving average if there is one, else the last. Metrics go to ``run`` under the 1-based step.
 
+    ``after_step(step)`` is called on every process after each step that was applied, before its
+    evaluation and checkpoint; what it changes beside trained weights belongs in ``work.state()``.
+
     Raises:
         ConfigError: early stopping without evaluations, or on a metric they do not give.
-        Interrupted: a signal came (see `interruption`). What would take long to finish is dropped,
-            and a checkpoint of the last whole step is saved.
+        Interrupted: a signal came (see `interruption`); the last whole step is saved.
         DivergenceError: a loss or a gradient is not finite.
     """
     if early_stopping and not (evaluate and evaluate_every):
@@ -63,9 +66,7 @@ def train(
     workers = engine.workers()
     checkpoint.seed_all(seed, workers.rank)
     state = TrainState(work, backbone, views, optimizer, early_stopping, engine)
-    if engine.zero and not state.update.holdings():
-        run.warn(f"engine.zero={engine.zero}: one process has nobody to share with and holds all.")
-    first = state.resume(run) + 1
+    first = _begin(state, run, engine, steps)
     run.update_record(steps=steps)  # how far there is to go, for who watches
     name = run.path.name
     shown = engine.progress and workers.is_main
@@ -78,7 +79,7 @@ def train(
                 break
             rate = optimizer.set_rate(state.optimizer, step, steps)
             try:
-                _step(work, backbone, state, run, step)
+                _step(work, backbone, state, run, step, after_step)
                 if evaluate and evaluate_every and step % evaluate_every == 0:
                     state.evaluate(evaluate, run)
                 logged = None
@@ -94,7 +95,23 @@ def train(
     return state.result()
 
 
-def _step(work: Work, backbone: Backbone, state: TrainState, run: Run, step: int) -> None:
+def _begin(state: TrainState, run: Run, engine: Engine, steps: int) -> int:
+    """Make ready for ``steps`` steps, read a checkpoint if there is one; gives the next step."""
+    if engine.zero and not state.update.holdings():
+        run.warn(f"engine.zero={engine.zero}: one process has nobody to share with and holds all.")
+    if state.update.change is not None:
+        state.update.change.begin(steps)
+    return state.resume(run) + 1
+
+
+def _step(
+    work: Work,
+    backbone: Backbone,
+    state: TrainState,
+    run: Run,
+    step: int,
+    after: Callable[[int], None] | None,
+) -> None:
     """Do optimizer step ``step``, or raise before anything has changed."""
     if step <= state.step:
         return  # resumed behind it, with its evaluation still to do
@@ -118,6 +135,8 @@ def _step(work: Work, backbone: Backbone, state: TrainState, run: Run, step: int
     if not applied:
         raise _not_finite(state, run, step, micros, metrics, values)
     state.finish_step(step, metrics, sum(m.tokens for m in micros), time.perf_counter() - began)
+    if after is not None:
+        after(step)
 
 
 def nothing(view: View) -> tuple[Tensor, dict[str, tuple[float, float]]]:

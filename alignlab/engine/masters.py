@@ -56,7 +56,7 @@ class FlatMasters:
         self,
         weights: Named,
         groups: Sequence[Sequence[torch.nn.Parameter]],
-        optimizer: torch.optim.AdamW,
+        optimizer: torch.optim.Optimizer,
         rank: int,
     ) -> None:
         """Find the parts of ``weights``, which were in ``groups`` before DeepSpeed flattened them.
@@ -121,7 +121,7 @@ class EvenMasters:
     def __init__(
         self,
         weights: Named,
-        optimizer: torch.optim.AdamW,
+        optimizer: torch.optim.Optimizer,
         share: Share,
         make_states: Callable[[], None],
     ) -> None:

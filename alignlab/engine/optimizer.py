@@ -1,130 +1,159 @@
-"""AdamW over the trainable parameters of the views, its schedule, clipping and moving average."""
+"""The optimizer of a training: algorithm, learning rates and schedule, clipping, moving average."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from alignlab.errors import ConfigError, did_you_mean
+from alignlab.engine.algorithms import BY_KIND, MOMENTUM, STATE_BYTES, Algorithm, make
+from alignlab.engine.groups import Layerwise, grouped
+from alignlab.engine.schedule import COOLED, Name, factor
+from alignlab.errors import ConfigError
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    Parameters = Mapping[str, Mapping[str, torch.nn.Parameter]]  # view -> name -> parameter
+    from alignlab.engine.groups import Parameters
 
 Share = Annotated[float, Range(min=0, max=1, max_open=True)]
+Amount = Annotated[float, Range(min=0)]  # < 1: share of all steps; >= 1: number of steps
+DECAY = (
+    0.1  # share of the steps in which `wsd` decays: Hu et al. 2024, section 4.2: a tenth is enough
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101, algorithm 2).
+    """What updates the trained parameters: see `algorithms`, `schedule` and `groups`.
 
     Parameters with fewer than two dimensions (biases, norms, gains) are not decayed.
     """
 
-    name: Literal["adamw"] = "adamw"
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"momentum", "decay", "layerwise"})
+
+    name: Algorithm = "adamw"
     learning_rate: Annotated[float, Range(min=0, min_open=True)]
-    betas: tuple[Share, Share]
-    eps: Annotated[float, Range(min=0, min_open=True)]
+    betas: tuple[Share, Share]  # of adamw, lion, and muon's adamw
+    eps: Annotated[float, Range(min=0, min_open=True)]  # of adamw
     weight_decay: Annotated[float, Range(min=0)]
-    schedule: Literal["constant", "linear", "cosine"]
-    warmup: Annotated[float, Range(min=0)]  # < 1: share of all steps; >= 1: number of steps
+    schedule: Name
+    warmup: Amount
     floor: Annotated[float, Range(min=0, max=1)]  # the schedule ends at this share of the peak
     max_grad_norm: Annotated[float, Range(min=0, min_open=True)] | None  # None: only measured
     ema: Share | None = None  # decay of the moving average of the weights; None: no average
-    # view -> factor on the learning rate; views not named have 1
+    # factor on the learning rate by view ("value") or pattern of names ("*.lora_B.*")
     rates: Mapping[str, Annotated[float, Range(min=0, min_open=True)]] = field(default_factory=dict)
+    momentum: Share | None = None  # of sgd and muon; None: 0.9 and 0.95
+    decay: Amount | None = None  # how long wsd and wsd_sqrt decay at the end; None: DECAY
+    layerwise: Layerwise | None = None  # rates by depth, gradual unfreezing; None: all alike
 
     def __post_init__(self) -> None:
-        """Refuse a number of warm-up steps that is not whole."""
-        if self.warmup > 1 and not float(self.warmup).is_integer():
+        """Refuse numbers of steps that are not whole, and settings of another algorithm."""
+        for name, amount in (("warmup", self.warmup), ("decay", self.decay or 0.0)):
+            if amount > 1 and not float(amount).is_integer():
+                raise ConfigError(
+                    f"{name} is {amount}; it must be a share of the steps below 1, or a whole "
+                    "number of steps."
+                )
+        if self.momentum is not None and self.name not in MOMENTUM:
             raise ConfigError(
-                f"warmup is {self.warmup}; it must be a share of the steps below 1, or a whole "
-                "number of steps."
+                f"momentum={self.momentum} is for {' and '.join(MOMENTUM)}; {self.name} has none of"
+                " that kind. Leave it null."
             )
+        if self.decay is not None and self.schedule not in COOLED:
+            raise ConfigError(
+                f"decay={self.decay} is the last phase of {' and '.join(COOLED)}; the schedule is "
+                f"{self.schedule}. Leave it null."
+            )
+
+    @property
+    def momentum_or_default(self) -> float:
+        """Momentum, the algorithm's usual one where none is stated."""
+        return MOMENTUM[self.name] if self.momentum is None else self.momentum
+
+    def state_bytes(self, matrices: float = 1.0) -> float:
+        """Bytes of state of a trained weight, where ``matrices`` of them are matrices in layers."""
+        if self.momentum == 0 and self.name == "sgd":
+            return 0.0
+        inside, outside = STATE_BYTES[self.name]
+        return matrices * inside + (1 - matrices) * outside
 
     def scale(self, step: int, steps: int) -> float:
         """Factor on the learning rate of optimizer step ``step`` (1-based) of ``steps``.
 
-        With w warm-up steps and progress p = (step - 1 - w) / (steps - w): step / w while
-        step <= w (so the first step already learns), then 1 (constant), 1 - (1 - floor) p (linear)
-        or floor + (1 - floor)(1 + cos(pi p)) / 2 (cosine).
-
         Raises:
             ValueError: ``step`` is not in 1..``steps``.
         """
-        if not 1 <= step <= steps:
-            raise ValueError(f"step {step} is not in 1..{steps}")
-        warm = math.ceil(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
-        if step <= warm:
-            return step / warm
-        progress = (step - 1 - warm) / (steps - warm)
-        if self.schedule == "linear":
-            return 1 - (1 - self.floor) * progress
-        if self.schedule == "cosine":
-            return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
-        return 1.0
+        decay = DECAY if self.decay is None else self.decay
+        return factor(self.schedule, step, steps, warmup=self.warmup, floor=self.floor, decay=decay)
 
-    def groups(self, parameters: Parameters) -> list[dict[str, Any]]:
-        """Parameter groups, one per view and decay; ``peak`` is the group's full learning rate.
+    def groups(
+        self, parameters: Parameters, technique: Mapping[str, float] | None = None
+    ) -> list[dict[str, Any]]:
+        """Parameter groups, one per view, rate and decay; ``peak`` is the full learning rate.
 
-        A parameter shared by two views belongs to the first of them.
+        A parameter shared by two views belongs to the first of them. ``technique`` are factors by
+        pattern, as in ``rates``, that belong to what is trained (LoRA+: ``{"*.lora_B.*": 16}``).
 
         Raises:
-            ConfigError: ``rates`` names a view that is not trained, or nothing is trainable.
+            ConfigError: ``rates`` names a view that is not trained or has a pattern that matches
+                no parameter, or nothing is trainable.
         """
-        for view in self.rates:
-            if view not in parameters:
-                hint = did_you_mean(view, parameters)
-                raise ConfigError(
-                    f"optimizer.rates names '{view}', but the trained views are "
-                    f"{', '.join(parameters)}.{hint}"
-                )
-        from alignlab.models.sharding import dimensions
-
-        seen: set[int] = set()
-        groups: list[dict[str, Any]] = []
-        for view, named in parameters.items():
-            own = [p for p in named.values() if id(p) not in seen]
-            seen.update(map(id, own))
-            peak = self.learning_rate * self.rates.get(view, 1.0)
-            for decay, chosen in (
-                (self.weight_decay, [p for p in own if dimensions(p) >= 2]),
-                (0.0, [p for p in own if dimensions(p) < 2]),
-            ):
-                if chosen:
-                    groups.append(
-                        {"params": chosen, "weight_decay": decay, "lr": peak, "peak": peak}
-                    )
-        if not groups:
-            raise ConfigError("Nothing to train: no view has a trainable parameter.")
-        return groups
-
-    def build(self, parameters: Parameters) -> torch.optim.AdamW:
-        """AdamW over ``groups``, fused where the device and dtype have the fused kernel."""
-        import torch
-
-        groups = self.groups(parameters)
-        fused = all(
-            p.device.type in ("cpu", "cuda") and p.is_floating_point()
-            for group in groups
-            for p in group["params"]
+        return grouped(
+            parameters,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            rates=self.rates,
+            technique=technique or {},
+            layerwise=self.layerwise,
+            by_kind=self.name in BY_KIND,
         )
-        return torch.optim.AdamW(
-            groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=fused
-        )
+
+    def build(
+        self, parameters: Parameters, technique: Mapping[str, float] | None = None
+    ) -> torch.optim.Optimizer:
+        """Make the optimizer over ``groups``.
+
+        Raises:
+            ConfigError: as `groups`, or a library that it needs is not installed.
+        """
+        return make(self, self.groups(parameters, technique))
 
     def set_rate(self, optimizer: torch.optim.Optimizer, step: int, steps: int) -> float:
-        """Set every group's learning rate for ``step``; returns the rate of a factor-1 view."""
-        factor = self.scale(step, steps)
+        """Set every group's learning rate for ``step``; returns the rate of a factor-1 view.
+
+        Groups that have not thawed yet wait: their rate is 0, no gradient is computed for them,
+        and one that is there nevertheless `hold_back` keeps from the optimizer, so that their
+        moments do not move.
+
+        Raises:
+            ConfigError: a layer group would not thaw within ``steps``.
+        """
+        scale = self.scale(step, steps)
+        thawed = None
+        if self.layerwise is not None:
+            depths = 1 + max(group["depth"] for group in optimizer.param_groups)
+            self.layerwise.check(depths, steps)
+            thawed = self.layerwise.thawed(step, steps)
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        return self.learning_rate * factor
+            group["waits"] = thawed is not None and group["depth"] >= thawed
+            group["lr"] = 0.0 if group["waits"] else group["peak"] * scale
+            if self.layerwise is not None and self.layerwise.thaw is not None:
+                for parameter in group["params"]:
+                    parameter.requires_grad_(not group["waits"])
+        return self.learning_rate * scale
+
+
+def hold_back(optimizer: torch.optim.Optimizer) -> None:
+    """Drop the gradients of groups that wait: no norm counts them and no moment sees them."""
+    for group in optimizer.param_groups:
+        if group.get("waits"):
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def clip(parameters: Sequence[Tensor], max_norm: float | None) -> Tensor:

@@ -21,23 +21,24 @@ weights, the master weights, which is why float32 weights are there twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from alignlab.engine.algorithms import require_whole
 from alignlab.engine.masters import EvenMasters, FlatMasters, Masters
 from alignlab.engine.shares import MOMENTS, Reader, Section, Share
 from alignlab.engine.update import Replicated, trained_weights
 from alignlab.engine.work import Micro
+from alignlab.errors import ConfigError
 from alignlab.models.sharding import (
+    Placing,
     deepspeed_here,
     elements,
     held,
     is_share,
-    share_out,
 )
 
 if TYPE_CHECKING:
@@ -47,8 +48,10 @@ if TYPE_CHECKING:
     from alignlab.engine.optimizer import Optimizer
     from alignlab.engine.update import Update
     from alignlab.models.backbone import Backbone
+    from alignlab.models.bodies import Change
+    from alignlab.models.techniques import Technique
 
-BUCKET_ELEMENTS = 50_000_000  # that travel at a time
+BUCKET_ELEMENTS = 20_000_000  # that travel at a time, in buffers that stay
 # DeepSpeed counts backward passes and overwrites its gradient buffers at the first of a step; a
 # view whose turn comes later would add to those of the step before. So the count begins anew with
 # every view, whose trained weights no other view has.
@@ -70,7 +73,9 @@ class Sharded:
         named, self._parameters = trained_weights(backbone, views)
         workers.broadcast_(p for p in self._parameters.values() if not is_share(p))
         idle = _idle(backbone, views)
-        self.optimizer = optimizer.build(_without(named, idle))
+        self.change: Change | None = None  # who takes part in updates is refused: `require_stage`
+        rates = backbone.config.adapter.rates
+        self.optimizer = optimizer.build(_without(named, idle), rates)
         self._updated = {n: p for n, p in self._parameters.items() if id(p) not in idle}
         sharding = backbone.shard(weights=engine.zero == 3)
         groups = [list(group["params"]) for group in self.optimizer.param_groups]
@@ -220,6 +225,8 @@ def _config(engine: Engine, optimizer: Optimizer, trained: Sequence[Tensor]) -> 
     if engine.zero == 3:
         zero["memory_efficient_linear"] = False  # would replace torch's in the whole process
         zero["stage3_param_persistence_threshold"] = 0  # shares of small weights too
+        # Weights of the forward pass would else stay gathered for the backward pass, up to 10⁹.
+        zero["stage3_max_reuse_distance"] = 0
         if engine.offload == "all":
             zero["offload_param"] = waiting
         if not torch.cuda.is_available():
@@ -237,10 +244,10 @@ def _config(engine: Engine, optimizer: Optimizer, trained: Sequence[Tensor]) -> 
     return config if engine.zero == 3 else {**config, "gradient_allreduce_op": "sum"}
 
 
-def placing(engine: Engine) -> Callable[[torch.nn.Module], None] | None:
-    """What is done with a model that is read to train: at ZeRO 3 its weights are shared out."""
+def placing(engine: Engine) -> Placing | None:
+    """What is done with a model that all processes use: at ZeRO 3 its weights are shared out."""
     if engine.zero == 3 and _shares(engine):
-        return partial(share_out, offload=engine.offload == "all")
+        return Placing(offload=engine.offload == "all", reads=engine.workers().is_main)
     return None
 
 
@@ -249,11 +256,26 @@ def _shares(engine: Engine) -> bool:
     return bool(engine.zero) and (engine.workers().world > 1 or engine.offload != "none")
 
 
+def require_stage(technique: Technique, engine: Engine) -> None:
+    """Refuse a ZeRO stage that what is trained does not work with.
+
+    Raises:
+        ConfigError: as said.
+    """
+    highest, reason = technique.zero
+    if _shares(engine) and engine.zero > highest:
+        instead = f"engine=zero{highest}" if highest else "engine=auto"
+        raise ConfigError(
+            f"engine.zero={engine.zero} with adapter={technique.mode}: {reason}. Use {instead}."
+        )
+
+
 def update_of(
     backbone: Backbone, views: Sequence[str], optimizer: Optimizer, engine: Engine
 ) -> Update:
     """Shares as the engine says, or everything everywhere."""
     workers = engine.workers()
     if _shares(engine):
+        require_whole(optimizer, engine.zero)
         return Sharded(backbone, views, optimizer, engine, workers)
     return Replicated(backbone, views, optimizer, workers)

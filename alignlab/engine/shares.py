@@ -53,6 +53,11 @@ class Reader:
     whole_ones: Mapping[str, Section]
     shares: Sequence[Mapping[str, Section]]  # by rank
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of tensors that there are."""
+        return tuple(dict.fromkeys(k for part in (self.whole_ones, *self.shares[:1]) for k in part))
+
     def has(self, kind: str, name: str) -> bool:
         """Whether there is such a tensor."""
         return any(name in part.get(kind, {}) for part in (self.whole_ones, *self.shares[:1]))

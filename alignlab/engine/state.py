@@ -135,6 +135,8 @@ class TrainState:
             "owes_evaluation": self.owes_evaluation,
             "seconds": self.seconds,
         }
+        if self.update.change is not None:
+            shared["change"] = self.update.change.state()
         own = {
             **(self._before or self._passing()),
             "metrics": self.metrics.state(),
@@ -161,6 +163,8 @@ class TrainState:
             if tensors.names("weights") != set(self.update.weights):
                 raise RuntimeError(f"{run.state_dir} is a checkpoint of other parameters")
             self.update.load(tensors, shared["moved"])
+            if self.update.change is not None:
+                self.update.change.load_state(shared["change"])
             if self.ema:
                 self.ema.load(list(self.update.mine(tensors, "average").values()))
             if self.patience:

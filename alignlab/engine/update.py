@@ -12,20 +12,23 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from alignlab.engine.optimizer import Optimizer, clip
-from alignlab.engine.shares import MOMENTS, Reader, Section
+from alignlab.engine.moments import moments_of, restore, updates_of
+from alignlab.engine.optimizer import Optimizer, clip, hold_back
+from alignlab.engine.shares import Reader, Section
 
 if TYPE_CHECKING:
     from alignlab.engine.distributed import Workers
     from alignlab.engine.work import Micro
     from alignlab.models.backbone import Backbone
+    from alignlab.models.bodies import Change
 
 
 class Update(Protocol):
     """What the loop asks of it, micro-batch by micro-batch and once per step."""
 
-    optimizer: torch.optim.AdamW  # whose learning rates are set
+    optimizer: torch.optim.Optimizer  # whose learning rates are set
     weights: dict[str, Tensor]  # view/name -> what this process keeps of a trained weight
+    change: Change | None  # what the technique does beside updates
 
     def even(self, micros: Sequence[Micro]) -> Sequence[Micro]:
         """Make ``micros`` what this process does: empty ones too, where all must do alike."""
@@ -97,7 +100,8 @@ class Replicated:
         self.weights = {name: p.detach() for name, p in self._parameters.items()}
         self.workers, self.max_norm = workers, optimizer.max_grad_norm
         workers.broadcast_(self.parameters)
-        self.optimizer = optimizer.build(named)
+        self.optimizer = optimizer.build(named, backbone.config.adapter.rates)
+        self.change = backbone.changing(views)
 
     def even(self, micros: Sequence[Micro]) -> Sequence[Micro]:
         """The micro-batches as they are."""
@@ -109,6 +113,9 @@ class Replicated:
 
     def apply(self, losses: Sequence[Tensor]) -> tuple[list[float], bool]:
         """Sum over the processes, clip at the joint norm, and apply what is finite everywhere."""
+        hold_back(self.optimizer)
+        if self.change is not None:
+            self.change.before(counts=self.workers.is_main)
         self.workers.sum_gradients_(self.parameters)
         norm = clip(self.parameters, self.max_norm)
         # The step's one transfer from the device; nothing is applied before it is known to be sound
@@ -116,6 +123,8 @@ class Replicated:
         [broken] = self.workers.highest(int(not all(map(math.isfinite, values))))
         if not broken:
             self.optimizer.step()
+            if self.change is not None:
+                self.change.after()
             self.optimizer.zero_grad(set_to_none=True)
         return values, not broken
 
@@ -123,27 +132,18 @@ class Replicated:
         self, tensors: Mapping[str, Section]
     ) -> tuple[dict[str, Section], dict[str, Section]]:
         """Everything is whole everywhere."""
-        state = self.optimizer.state
-        moved = {name: p for name, p in self._parameters.items() if p in state}
-        moments = {kind: {name: state[p][kind] for name, p in moved.items()} for kind in MOMENTS}
-        return {**tensors, **moments}, {}
+        return {**tensors, **moments_of(self.optimizer, self._parameters)}, {}
 
     def moved(self) -> dict[str, int]:
         """Updates that each weight's moments have seen."""
-        state = self.optimizer.state
-        return {n: int(state[p]["step"]) for n, p in self._parameters.items() if p in state}
+        return updates_of(self.optimizer, self._parameters)
 
     def load(self, read: Reader, moved: Mapping[str, int]) -> None:
         """Take back weights and moments of a checkpoint."""
         for name, saved in self.mine(read, "weights").items():
             self.weights[name].copy_(saved)
         for name, updates in moved.items():
-            parameter = self._parameters[name]
-            moments = {kind: read.whole(kind, name).view_as(parameter) for kind in MOMENTS}
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(updates), device=parameter.device),
-                **{kind: torch.empty_like(parameter).copy_(m) for kind, m in moments.items()},
-            }
+            restore(self.optimizer, self._parameters[name], name, read, updates)
 
     def mine(self, read: Reader, kind: str) -> dict[str, Tensor]:
         """All tensors of ``kind``."""

@@ -32,6 +32,7 @@ from alignlab.engine.work import Micro
 from alignlab.errors import DivergenceError, Interrupted
 from alignlab.models.backbone import Backbone
 from alignlab.models.load import Adapter, BackboneConfig
+from alignlab.models.selective import Selective
 from alignlab.run import Run
 
 HERE = Path(__file__).resolve()
@@ -44,12 +45,14 @@ class Case:
 
     name: str  # of its run's folder
     rank: int | None = None  # of the adapters; None: full parameters
+    layers: str | Sequence[str] = "all-linear"  # that have adapters
+    last_layers: int = 0  # so many are trained, without adapters; 0: as ``rank`` says
     zero: int = 0
     offload: str = "none"
     dtype: str = "float32"
     ema: float | None = None
     patience: bool = False
-    tied: bool = True
+    model: str = "tied"  # or "untied", or "experts"
     checkpointing: bool = False
     max_norm: float | None = 0.5
     stop_after: int = 0  # steps; 0: train to the end, on from a checkpoint if there is one
@@ -72,31 +75,44 @@ def engine(case: Case) -> Engine:
     )
 
 
-def model_folder(folder: Path, tied: bool) -> Path:
-    """A random Llama on disk, the same in every test."""
+def model_folder(folder: Path, kind: str) -> Path:
+    """A random Llama, or a mixture of four experts, on disk, the same in every test."""
     from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        MixtralConfig,
+        MixtralForCausalLM,
+        PreTrainedTokenizerFast,
+    )
 
-    made = folder / f"model-{'tied' if tied else 'untied'}"
+    made = folder / f"model-{kind}"
     if made.is_dir():
         return made
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=61, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied,
-        initializer_range=0.2,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(made)
+    shape = {
+        "vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2,
+        "tie_word_embeddings": kind == "tied",
+    }  # fmt: skip
+    if kind == "experts":
+        config = MixtralConfig(**shape, num_local_experts=4, num_experts_per_tok=1)
+        MixtralForCausalLM(config).save_pretrained(made)
+    else:
+        LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(made)
     words = Tokenizer(models.WordLevel({"a": 0, "<eos>": 1}, unk_token="a"))
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>").save_pretrained(made)
     return made
 
 
 def open_backbone(case: Case, folder: Path) -> Backbone:
+    layers = case.layers if isinstance(case.layers, str) else tuple(case.layers)
     config = BackboneConfig(
-        path=str(model_folder(folder, case.tied)),
+        path=str(model_folder(folder, case.model)),
         revision=None,
-        adapter=Adapter(rank=case.rank, alpha=8.0, dropout=0.0, target_modules="all-linear"),
+        adapter=Selective(last_layers=case.last_layers)
+        if case.last_layers
+        else Adapter(rank=case.rank, alpha=8.0, dropout=0.0, target_modules=layers),
         dtype=case.dtype,  # type: ignore[arg-type]
         layout="auto",
         gradient_checkpointing=case.checkpointing,
@@ -234,7 +250,8 @@ def start(folder: Path, cases: Sequence[Case], processes: int) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
-    model_folder(folder, True), model_folder(folder, False)
+    for kind in {case.model for case in cases}:
+        model_folder(folder, kind)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

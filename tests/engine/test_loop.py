@@ -184,6 +184,33 @@ def test_a_run_that_dies_continues_to_the_same_bits(tmp_path, failing_call):
     assert (result.steps, result.tokens) == (counted.steps, counted.tokens)
 
 
+def test_what_follows_a_step_is_called_once_for_each(tmp_path):
+    def told(name: str, work: ToyWork, **options):
+        seen: list[tuple[int, float]] = []
+
+        def after(step: int) -> None:
+            seen.append((step, work.memory))
+            work.memory += 1.0  # its own state, which a checkpoint of this step holds
+
+        backbone, _, _ = go(tmp_path / name, work, steps=6, after_step=after, **options)
+        return backbone, seen
+
+    options = {
+        "engine": engine(checkpoint_every_seconds=0),
+        "evaluate": lambda: {"score": 1.0},
+        "evaluate_every": 2,
+    }
+    straight, seen = told("straight", ToyWork(), **options)
+    assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6]
+    cut = ToyWork()
+    cut.before_loss = fail_at(4, RuntimeError("power cut"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        told("cut", cut, **options)
+    resumed, rest = told("cut", ToyWork(), **options)
+    assert rest == seen[3:]  # not again for the three steps before
+    assert_same_bits(straight, resumed)
+
+
 def test_sparse_checkpoints_lose_steps_but_not_bits(tmp_path):
     straight, run, _ = go(tmp_path / "straight")
     work = ToyWork()

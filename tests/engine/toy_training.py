@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -68,6 +69,7 @@ class ToyBackbone:
         }
         self.active: str | None = None
         self.training = False
+        self.config = SimpleNamespace(adapter=SimpleNamespace(rates={}))
 
     @contextmanager
     def view(self, name: str):
@@ -80,6 +82,9 @@ class ToyBackbone:
 
     def trainable_parameters(self, name: str) -> dict[str, nn.Parameter]:
         return dict(self.models[name].named_parameters())
+
+    def changing(self, names: Any) -> None:
+        """Nothing of it changes beside what the optimizer moves."""
 
     def train_mode(self, on: bool) -> None:
         self.training = on

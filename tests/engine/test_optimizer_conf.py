@@ -1,0 +1,53 @@
+"""Every optimizer yaml composes over a stage's, is typed, and says where its values come from."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from alignlab.compose import compose, conf_dir
+from alignlab.engine.algorithms import MOMENTUM, NAMES, STATE_BYTES
+from alignlab.engine.optimizer import Optimizer
+from alignlab.plan import Plan
+from alignlab.run import Store
+
+CONF = conf_dir()
+CHOICES = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
+FIELDS = {field.name for field in fields(Optimizer)}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_optimizer_goes_over_a_stage_s(choice: str, tmp_path: Path) -> None:
+    override = f"+optimizer@stages.sft.optimizer={choice}"
+    composed = compose(["pipeline=sft", "experiment=smoke", "backbone=tiny", override])
+    made = Plan.from_configs([composed], Store(tmp_path))
+    [stage] = [node.stage for node in made.nodes.values() if node.kind == "sft"]
+    text = (CONF / "optimizer" / f"{choice}.yaml").read_text(encoding="utf-8")
+    stated = yaml.safe_load(text)
+    built = getattr(stage, "optimizer")  # noqa: B009 (stages in general have none)
+    for name, value in stated.items():
+        if not isinstance(value, dict):
+            found = getattr(built, name)
+            assert (list(found) if isinstance(found, tuple) else found) == value
+    assert (built.layerwise is not None) == ("layerwise" in stated)
+    assert all("#" in line for line in text.splitlines())
+    if "name" in stated:
+        assert stated["name"] == choice
+
+
+def test_every_algorithm_has_a_yaml_and_a_size() -> None:
+    assert set(CHOICES) == {*NAMES, "ulmfit"}
+    assert set(STATE_BYTES) == set(NAMES)
+    assert set(MOMENTUM) < set(NAMES)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONF / "stage").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_stages_state_every_field(path: Path) -> None:
+    stated = yaml.safe_load(path.read_text(encoding="utf-8")).get("optimizer")
+    if isinstance(stated, dict) and "learning_rate" in stated and len(stated) > 5:
+        assert set(stated) == FIELDS
