@@ -1,23 +1,25 @@
-"""Views as low-rank adapters on one frozen base (peft)."""
+"""Views as adapters on one frozen base (peft)."""
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import nn
 
 from alignlab.errors import ConfigError
-from alignlab.models.load import Adapter
+from alignlab.models.bodies import PEFT_CONFIG as CONFIG
+from alignlab.models.bodies import made_as
+from alignlab.models.low_rank import LowRank
 from alignlab.models.sharding import elements, sharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 
 class AdapterBodies:
@@ -28,15 +30,25 @@ class AdapterBodies:
     view has an adapter of its own); the file format does not hold the adapter's name.
     """
 
-    mode = "lora"
+    shares_base = True
 
-    def __init__(self, base: PreTrainedModel, adapter: Adapter, base_name: str) -> None:
+    def __init__(self, base: PreTrainedModel, technique: LowRank, base_name: str) -> None:
         self._base = base
-        self._adapter = adapter
+        self._technique = technique
         self._base_name = base_name
         self._peft: Any = None  # PeftModel around the base, once there is an adapter
         self._trainable: dict[str, bool] = {}
         self._active: str | None = None
+
+    @property
+    def mode(self) -> str:
+        """The technique's name."""
+        return self._technique.mode
+
+    @property
+    def family(self) -> frozenset[str]:
+        """Techniques whose frozen views may stand beside this one's."""
+        return self._technique.family if self.mode in self._technique.family else frozenset()
 
     @staticmethod
     def _key(name: str) -> str:
@@ -44,28 +56,36 @@ class AdapterBodies:
 
     def add(self, name: str, source: Path | None, *, trainable: bool) -> None:
         """Add adapter ``name``: a copy of the one in ``source``, or a fresh one (a zero update)."""
-        from peft import get_peft_model
-
-        config = self._read_config(source) if source else self._fresh_config()
-        if self._peft is None:
-            self._peft = get_peft_model(self._base, config, adapter_name=self._key(name))
-        else:
-            self._peft.add_adapter(self._key(name), config)
+        config = self._read_config(source, trainable) if source else self._technique.peft_config()
+        self._inject(self._key(name), config)
         self._trainable[name] = trainable
         self._active = None
         if source:
             self._read_weights(name, source)
         self.activate(name)
 
+    def _inject(self, key: str, config: Any) -> None:
+        """Put a fresh adapter on the base."""
+        from peft import get_peft_model
+
+        if self._peft is None:
+            self._peft = get_peft_model(self._base, config, adapter_name=key)
+        else:
+            self._peft.add_adapter(key, config)
+
     def activate(self, name: str) -> PreTrainedModel:
         """Make ``name`` the adapter that the base computes with, and return the base."""
         if self._active != name:
-            self._peft.base_model.set_adapter(self._key(name))
-            for other, trainable in self._trainable.items():
+            self._peft.base_model.set_adapter(self._keys(name))
+            for other in self._trainable:
                 for parameter in self._named(other).values():
-                    parameter.requires_grad_(trainable)
+                    parameter.requires_grad_(self._trainable[other])
             self._active = name
         return self._base
+
+    def _keys(self, name: str) -> list[str]:
+        """What peft calls the adapters that are active with ``name``."""
+        return [self._key(name)]
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Trained parameters of ``name``; none for a frozen view."""
@@ -77,7 +97,9 @@ class AdapterBodies:
 
     def all_parameters(self, name: str) -> list[nn.Parameter]:
         """The parameters that `count` counts."""
-        base = [p for n, p in self._base.named_parameters() if ".lora_" not in n]
+        keys = {self._key(other) for other in self._trainable}
+        named = self._base.named_parameters()
+        base = [p for n, p in named if keys.isdisjoint(n.split("."))]
         return [*base, *self._named(name).values()]
 
     def modules(self) -> dict[str, nn.Module]:
@@ -95,26 +117,33 @@ class AdapterBodies:
 
     def save(self, name: str, folder: Path) -> None:
         """Write an ordinary peft adapter folder."""
-        from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        state = get_peft_model_state_dict(
-            self._peft, adapter_name=self._key(name), save_embedding_layers=False
-        )
-        save_file(
-            {k: v.detach().contiguous().cpu() for k, v in state.items()},
-            folder / WEIGHTS,
-            metadata={"format": "pt"},
-        )
-        self._peft.peft_config[self._key(name)].save_pretrained(folder)
+        state = {k: v.detach().contiguous().cpu() for k, v in self._state(name).items()}
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        self._config(name).save_pretrained(folder)
         # peft writes its sets in the order of their hashes; the file should be the same every time.
         written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         written["base_model_name_or_path"] = self._base_name
         written["inference_mode"] = True
-        if isinstance(written["target_modules"], list):
-            written["target_modules"].sort()
+        for key in ("target_modules", "feedforward_modules"):
+            if isinstance(written.get(key), list):
+                written[key].sort()
         text = json.dumps(written, indent=2, sort_keys=True)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+    def _state(self, name: str) -> dict[str, Any]:
+        """Tensors of the adapter's file."""
+        from peft import get_peft_model_state_dict
+
+        found: dict[str, Any] = get_peft_model_state_dict(
+            self._peft, adapter_name=self._key(name), save_embedding_layers=False
+        )
+        return found
+
+    def _config(self, name: str) -> Any:
+        """Configuration that the file says."""
+        return self._peft.peft_config[self._key(name)]
 
     def drop(self, name: str) -> None:
         """Free adapter ``name``."""
@@ -129,45 +158,43 @@ class AdapterBodies:
 
     def _named(self, name: str) -> dict[str, nn.Parameter]:
         """Parameters of an adapter by module path, without the adapter's name."""
-        found = {}
-        for key, parameter in self._base.named_parameters():
-            module, lora, rest = key.partition(".lora_")
-            parts = rest.split(".")  # "A", key, "weight"
-            if lora and parts[1] == self._key(name):
-                found[".".join([f"{module}.lora_{parts[0]}", *parts[2:]])] = parameter
-        return found
+        key = self._key(name)
+        own = self._own(self._base, key)
+        return {".".join(part for part in p.split(".") if part != key): value for p, value in own}
 
-    def _fresh_config(self) -> Any:
-        from peft import LoraConfig
+    @staticmethod
+    def _own(model: nn.Module, key: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters of the adapter ``key`` by their paths; AdaLoRA's constants are none."""
+        for path, parameter in model.named_parameters():
+            parts = path.split(".")
+            if key in parts and "ranknum" not in parts:
+                yield path, parameter
 
-        modules = self._adapter.target_modules
-        names = [modules] if isinstance(modules, str) else list(modules)
-        settings: dict[str, Any] = {"r": self._adapter.rank, "lora_alpha": self._adapter.alpha}
-        return LoraConfig(
-            **settings,
-            lora_dropout=self._adapter.dropout,
-            target_modules=modules if modules == "all-linear" else names,
-            task_type="CAUSAL_LM",
-        )
-
-    def _read_config(self, source: Path) -> Any:
-        from peft import LoraConfig
+    def _read_config(self, source: Path, trainable: bool) -> Any:
+        from peft import PeftConfig
 
         if not (source / CONFIG).is_file():
             raise ConfigError(f"{source}: no adapter there ({CONFIG} is missing).")
-        config = LoraConfig.from_pretrained(str(source))
+        mode = made_as(source)["mode"]
+        if mode != self.mode and trainable:
+            raise ConfigError(
+                f"{source} was trained with adapter={mode} and cannot be trained further with "
+                f"adapter={self.mode}. Set the same adapter in both stages."
+            )
+        config: Any = PeftConfig.from_pretrained(str(source))
         config.inference_mode = False  # whether it is trained is the view's to say
-        config.lora_dropout = self._adapter.dropout
         config.base_model_name_or_path = self._base.name_or_path
-        return config
+        return self._technique.continued(config)
 
     def _read_weights(self, name: str, source: Path) -> None:
         from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
 
+        key = self._key(name)
         state = load_file(source / WEIGHTS)
-        result: Any = set_peft_model_state_dict(self._peft, state, adapter_name=self._key(name))
-        missing = [k for k in result.missing_keys if ".lora_" in k and f".{self._key(name)}." in k]
+        result: Any = set_peft_model_state_dict(self._peft, state, adapter_name=key)
+        wanted = {path for path, _ in self._own(self._peft, key)}
+        missing = [path for path in result.missing_keys if path in wanted]
         if missing or result.unexpected_keys:
             odd = (missing or result.unexpected_keys)[0]
             raise ConfigError(f"{source}: this adapter does not fit {self._base_name} ({odd}).")

@@ -6,7 +6,8 @@ A group ``prompt c₁ c₂ … c_k`` becomes k *rows* of plain causal attention:
 * row kind 2, ``prompt + c_i`` for i ≥ 2: only the tokens of ``c_i`` are queries, the keys are the
   prompt's (computed once, in row 1) and its own.
 
-Rows of like size share one padded block and one attention call.
+Rows of like size share one padded block and one attention call. What stands before every prompt
+(`Lead`: virtual tokens, or a prefix of keys and values) is there once, and all rows see it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,30 @@ WASTE_PAIRS = 8192
 
 
 @dataclass(frozen=True)
+class Lead:
+    """What every row of a flat batch sees before its prompt: ``length`` keys.
+
+    As ``tokens`` they are the first of the flat sequence, computed like others and once for all
+    rows; otherwise they are keys and values that are put before those of the sequence.
+    """
+
+    length: int = 0
+    tokens: bool = False
+
+
+NO_LEAD = Lead()
+
+
+@dataclass(frozen=True)
 class _Row:
-    """One row: half-open token ranges of what comes before the queries, and of the queries."""
+    """One row: half-open token ranges of what comes before the queries, and of the queries.
+
+    Tokens are counted from the first prompt's first one; what leads is before it, at −length … −1.
+    """
 
     prefix: tuple[int, int]  # keys that are not queries (the prompt in kind 2, empty in kind 1)
     own: tuple[int, int]  # queries, and keys too
+    lead: int = 0  # keys before all of them
 
     @property
     def queries(self) -> int:
@@ -40,7 +60,7 @@ class _Row:
 
     @property
     def prefix_length(self) -> int:
-        return self.prefix[1] - self.prefix[0]
+        return self.lead + self.prefix[1] - self.prefix[0]
 
     @property
     def keys(self) -> int:
@@ -67,20 +87,25 @@ class AttentionPlan:
 
     blocks: tuple[Block, ...]
     query_index: Tensor | None  # (Σ rows·queries,) index into T; None = the flat order itself
-    key_index: Tensor | None  # (Σ rows·keys,) index into T; None = the flat order itself
+    key_index: Tensor | None  # (Σ rows·keys,) index into lead and T; None = the flat order itself
     output_index: Tensor | None  # (T,) slot of each token among the padded queries; None = same
     longest: int  # tokens of the longest row, what a sliding window is compared with
 
 
-def attention_plan(spans: tuple[GroupSpan, ...], device: torch.device | str) -> AttentionPlan:
+def attention_plan(
+    spans: tuple[GroupSpan, ...], device: torch.device | str, lead: Lead = NO_LEAD
+) -> AttentionPlan:
     """Plan of a batch's layout on ``device``; kept, so every pass over the batch shares it."""
-    return _attention_plan(spans, str(device))
+    return _attention_plan(spans, str(device), lead)
 
 
 @lru_cache(maxsize=32)
-def _attention_plan(spans: tuple[GroupSpan, ...], device: str) -> AttentionPlan:
-    rows = list(_rows(spans))
-    tokens = max(row.own[1] for row in rows)
+def _attention_plan(spans: tuple[GroupSpan, ...], device: str, lead: Lead) -> AttentionPlan:
+    rows = list(_rows(spans, lead.length))
+    ahead = lead.length if lead.tokens else 0  # queries before the first prompt
+    if ahead:
+        rows.append(_Row(prefix=(-ahead, -ahead), own=(-ahead, 0)))
+    tokens = ahead + max(row.own[1] for row in rows)
     output_index = np.empty(tokens, dtype=np.int64)
     blocks: list[Block] = []
     query_parts: list[np.ndarray] = []
@@ -89,11 +114,12 @@ def _attention_plan(spans: tuple[GroupSpan, ...], device: str) -> AttentionPlan:
     for members in _bins(rows):
         block = _block(members, device)
         query_index, key_index, real = _indices(members, block.queries, block.keys)
+        query_index += ahead
         output_index[query_index[real]] = slots + np.flatnonzero(real)
         slots += len(query_index)
         blocks.append(block)
         query_parts.append(query_index)
-        key_parts.append(key_index)
+        key_parts.append(key_index + lead.length)
     identity = np.arange(tokens)
 
     def on_device(index: np.ndarray) -> Tensor | None:
@@ -110,12 +136,12 @@ def _attention_plan(spans: tuple[GroupSpan, ...], device: str) -> AttentionPlan:
     )
 
 
-def _rows(spans: tuple[GroupSpan, ...]) -> Iterator[_Row]:
+def _rows(spans: tuple[GroupSpan, ...], lead: int) -> Iterator[_Row]:
     for span in spans:
         first = span.completions[0][1] if span.completions else span.prompt[1]
-        yield _Row(prefix=(span.prompt[0], span.prompt[0]), own=(span.prompt[0], first))
+        yield _Row((span.prompt[0], span.prompt[0]), (span.prompt[0], first), lead)
         for completion in span.completions[1:]:
-            yield _Row(prefix=span.prompt, own=completion)
+            yield _Row(span.prompt, completion, lead)
 
 
 def _bins(rows: list[_Row]) -> Iterator[list[_Row]]:
@@ -154,6 +180,8 @@ def _indices(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Token of every padded query and key slot of a block, and which query slots are real.
 
+    All rows of a block have the same lead.
+
     Padding repeats the last token of its row: a real query never sees it (it lies in the future),
     and its own output is never read, so it adds neither value nor gradient.
     """
@@ -163,7 +191,8 @@ def _indices(
     prefix_length = np.array([row.prefix_length for row in rows])[:, None]
     column = np.arange(queries)[None, :]
     query_index = start + np.minimum(column, length - 1)
-    own = np.arange(keys)[None, :] - prefix_length
-    key_index = np.where(own < 0, prefix_start + own + prefix_length,
-                         start + np.minimum(own, length - 1))  # fmt: skip
+    slot = np.arange(keys)[None, :]
+    own = slot - prefix_length
+    before = slot - rows[0].lead + np.where(slot < rows[0].lead, 0, prefix_start)
+    key_index = np.where(own < 0, before, start + np.minimum(own, length - 1))
     return query_index.ravel(), key_index.ravel(), (column < length).ravel()

@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,24 +21,19 @@ import torch
 from torch import nn
 
 from alignlab.errors import ConfigError, did_you_mean
-from alignlab.models.adapters import CONFIG as ADAPTER_CONFIG
-from alignlab.models.adapters import AdapterBodies
-from alignlab.models.copies import CopyBodies
+from alignlab.models.bodies import VIEW_FILE, Base, Bodies, Change, Changing, bodies_for, made_for
 from alignlab.models.dropout import ResidualDropout, add_residual_dropout
 from alignlab.models.heads import FILE as HEAD_FILE
 from alignlab.models.heads import ScalarHead
 from alignlab.models.layout import chosen_layout
 from alignlab.models.load import BackboneConfig, resolve, set_modes
-from alignlab.models.sharding import Sharding, elements, engine_for, gathered, sharding_of
+from alignlab.models.sharding import Placing, Sharding, elements, engine_for, gathered, sharding_of
 from alignlab.models.templates import require_same_template, template_hash, use_template
 from alignlab.models.view import View, autocast
-from alignlab.models.weights import compute_dtype, load_model, store, weights_sha256
+from alignlab.models.weights import Reader, compute_dtype, store, weights_sha256
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-VIEW_FILE = "view.json"
-Place = Callable[[nn.Module], None]
+    from transformers import PreTrainedTokenizerBase
 
 
 class Backbone:
@@ -50,13 +45,14 @@ class Backbone:
         cache: Path,
         device: torch.device | str,
         seed: int,
-        place: Place | None = None,
+        place: Placing | None = None,
     ) -> None:
-        self.config, self._place = config, place
+        self.config, self.place = config, place
         self.device = torch.device(device)
         self._cache = cache
         self._seed = seed
         self._heads: dict[str, ScalarHead] = {}
+        self._scored: set[str] = set()  # names of the views that have one, before they are made
         self._trainable: dict[str, bool] = {}
         self._active: str | None = None
         self._training = False
@@ -71,7 +67,7 @@ class Backbone:
         *,
         base: Path | None = None,
         seed: int = 0,
-        place: Place | None = None,
+        place: Placing | None = None,
     ) -> Backbone:
         """Open the base model that ``config`` names, or the model folder ``base`` in its place.
 
@@ -100,24 +96,19 @@ class Backbone:
         self.model_config = AutoConfig.from_pretrained(folder)
         self.layout = chosen_layout(self.config.layout, self.model_config)
         self.dtype = compute_dtype(self.config.dtype, self.device)
-        self._bodies: AdapterBodies | CopyBodies
-        if self.config.adapter.rank is None:
-            place = self._place or (lambda model: None)
-            self._bodies = CopyBodies(folder, self._read, lambda m: store(m, self.dtype), place)
-        else:
-            model = self._read(folder, False)
-            if self._place:
-                self._place(model)
-            self._bodies = AdapterBodies(model, self.config.adapter, name)
-
-    def _read(self, folder: Path, trainable: bool) -> PreTrainedModel:
-        device = "cpu" if self._place else self.device
-        model = load_model(folder, device, self.dtype, self.layout[0], trainable=trainable)
-        if self.config.gradient_checkpointing:
-            # The newer name first: transformers 5.23 warns of the older one.
-            enable = getattr(model, "activation_checkpointing_enable", None)
-            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-        return model
+        place = self.place
+        read = Reader(
+            "cpu" if place else self.device,
+            self.dtype,
+            self.layout[0],
+            checkpointing=self.config.gradient_checkpointing,
+            empty=place is not None and not place.reads,
+        )
+        base = Base(
+            folder, name, read, partial(store, dtype=self.dtype), place, self.tokenizer,
+            self.device, self.dtype, self._scored,
+        )  # fmt: skip
+        self._bodies: Bodies = bodies_for(self.config.adapter, base)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -153,6 +144,7 @@ class Backbone:
         own = self._prepare(source) if source else None
         if source and (source / "tokenizer_config.json").is_file():
             self._take_tokenizer(source)
+        self._scored |= {name} if head else set()
         digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
         with torch.random.fork_rng():
             torch.manual_seed(int.from_bytes(digest[:4], "little"))
@@ -166,16 +158,14 @@ class Backbone:
 
     def _prepare(self, source: Path) -> Path | None:
         """Make the base the one that ``source`` needs; returns what its body is then read from."""
-        file = source / VIEW_FILE
-        made = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if made.get("head") and not (source / HEAD_FILE).is_file():
-            raise ConfigError(f"{source}: its {HEAD_FILE} is gone; a fresh head scores at random.")
-        is_adapter = (source / ADAPTER_CONFIG).is_file()
-        if not is_adapter and self._bodies.mode == "lora":  # fresh adapters on a full model
-            if weights_sha256(source) != self.base_sha256:
-                self._change_base(str(source), source, source)
-            return None
-        if is_adapter and made.get("base_sha256", self.base_sha256) != self.base_sha256:
+        made = made_for(source, self._bodies)
+        if made["mode"] == "full":
+            if self._bodies.shares_base:  # fresh adapters on a full model
+                if weights_sha256(source) != self.base_sha256:
+                    self._change_base(str(source), source, source)
+                return None
+            return source
+        if made.get("base_sha256", self.base_sha256) != self.base_sha256:
             self._change_base(made["base"], resolve(made["base"], self._cache), source)
             if made["base_sha256"] != self.base_sha256:
                 raise ConfigError(f"{source}: its base model {made['base']} has changed since.")
@@ -265,6 +255,10 @@ class Backbone:
         total = self._bodies.count(name) + sum(map(elements, head))
         return total, sum(map(elements, self.trainable_parameters(name).values()))
 
+    def changing(self, names: Sequence[str]) -> Change | None:
+        """What the technique does to a training of these views beside its updates, if anything."""
+        return self._bodies.changing(names) if isinstance(self._bodies, Changing) else None
+
     def set_normalization(self, name: str, mean: float, std: float) -> None:
         """Rescale a view's scores: those with this mean and deviation get mean 0, deviation 1."""
         self._known(name)
@@ -289,6 +283,7 @@ class Backbone:
         self._refuse_while_active("drop")
         self._bodies.drop(name)
         self._heads.pop(name, None)
+        self._scored.discard(name)
         del self._trainable[name]
 
     def _known(self, name: str) -> None:

@@ -5,28 +5,33 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from torch import nn
 
-from alignlab.models.adapters import CONFIG as ADAPTER_CONFIG
+from alignlab.errors import ConfigError
+from alignlab.models.bodies import Read, made_as
+from alignlab.models.load import technique_of
 from alignlab.models.sharding import elements, sharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from alignlab.models.techniques import Technique
 
 
 class CopyBodies:
     """One model per view; ``load(folder, trainable)`` reads one, ``place`` moves it."""
 
     mode = "full"
+    shares_base = False
 
     def __init__(
         self,
         base: Path,
-        load: Callable[[Path, bool], PreTrainedModel],
+        load: Read,
         store: Callable[[PreTrainedModel], None],
-        place: Callable[[PreTrainedModel], None],
+        place: Callable[[nn.Module], None] | None,
     ) -> None:
         self._base = base
         self._load = load
@@ -38,19 +43,24 @@ class CopyBodies:
     def add(self, name: str, source: Path | None, *, trainable: bool) -> None:
         """Load the model of ``source`` (an adapter there is merged into its base) or the base."""
         folder = source or self._base
-        if (folder / ADAPTER_CONFIG).is_file():
-            self._models[name] = self._merged(folder, trainable)
+        mode = made_as(folder)["mode"]
+        if mode != "full":
+            technique = technique_of(mode, folder)
+            if technique.unmergeable:
+                raise ConfigError(
+                    f"{folder} was trained with adapter={mode}, which adapter=full cannot start "
+                    f"from: {technique.unmergeable}. Set adapter={mode} in this stage too."
+                )
+            self._models[name] = self._merged(folder, technique, trainable)
         else:
             self._models[name] = self._load(folder, trainable)
-        self._place(self._models[name])
+        if self._place is not None:
+            self._place(self._models[name])
         self._trainable[name] = trainable
 
-    def _merged(self, folder: Path, trainable: bool) -> PreTrainedModel:
-        from peft import PeftModel
-
+    def _merged(self, folder: Path, technique: type[Technique], trainable: bool) -> PreTrainedModel:
         base = self._load(self._base, True)  # in fp32: the sum should not be rounded
-        merged: Any = PeftModel.from_pretrained(base, str(folder))
-        model = merged.merge_and_unload()
+        model: PreTrainedModel = technique.merged(technique.applied(base, folder))
         model.requires_grad_(trainable)
         if not trainable:
             self._store(model)

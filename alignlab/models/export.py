@@ -1,7 +1,7 @@
 """A run's model outside of alignlab: an ordinary Hugging Face folder, or a PEFT adapter folder.
 
-Every model folder has a ``view.json``: ``{"mode": "lora" | "full", "base": path as configured,
-"base_sha256", "head": bool}``.
+Every model folder has a ``view.json``: ``{"mode": name of the technique ("full": a whole model),
+"base": path as configured, "base_sha256", "head": bool}``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
+from alignlab.models.bodies import PEFT_CONFIG
+from alignlab.models.load import technique_of
+from alignlab.models.quantized import FILE as QUANTIZATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +38,7 @@ def export_model(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"--to {to}: is not an empty folder; give a new name.")
     head = f" Its scalar head is in {HEAD}." if view["head"] else ""
-    adapter = view["mode"] == "lora"
+    adapter = view["mode"] != "full"
     if dtype is not None and adapter and not merge:
         raise ConfigError(
             "--dtype: an adapter keeps its own format; add --merge for a whole model."
@@ -55,13 +58,38 @@ def export_model(
     shutil.copytree(source, to, ignore=shutil.ignore_patterns(*PRIVATE), dirs_exist_ok=True)
     if view["mode"] == "full":
         return f"{to}: a Hugging Face model.{head}"
-    base = _base(view, cache)
-    _name_base(to / "adapter_config.json", base)
-    return f"{to}: a PEFT adapter for the base model {base} ({view['base']}).{head}"
+    base = base_of(view, cache)
+    what = f"for the base model {base} ({view['base']}).{head}"
+    if not (to / PEFT_CONFIG).is_file():
+        return f"{to}: what adapter={view['mode']} trained, {what}"
+    _name_base(to / PEFT_CONFIG, base)
+    if (to / QUANTIZATION).is_file():
+        what += (
+            f" It was trained on that base in four bits ({QUANTIZATION}): load it so, or use "
+            "--merge; on the base as it is, the adapter computes something else."
+        )
+    return f"{to}: a PEFT adapter {what}"
 
 
 def load_merged(source: Path, cache: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a run's model as a plain causal language model, a LoRA adapter merged into its base."""
+    """Load a run's model as a plain causal language model, what was trained merged into its base.
+
+    Raises:
+        ConfigError: its technique computes what no plain model does.
+    """
+    view = read_view(source)
+    technique = technique_of(view["mode"], source)
+    if technique.unmergeable:
+        raise ConfigError(
+            f"{source.parent.name}: adapter={view['mode']} cannot be merged into its base model: "
+            f"{technique.unmergeable}. Export it without --merge (and without --dtype)."
+        )
+    model, tokenizer = load_applied(source, cache)
+    return technique.merged(model).eval() if view["mode"] != "full" else model, tokenizer
+
+
+def load_applied(source: Path, cache: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a run's model to be used as it is, unmerged: a plain model, or one with an adapter."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -70,11 +98,8 @@ def load_merged(source: Path, cache: Path) -> tuple[PreTrainedModel, PreTrainedT
     tokenizer = AutoTokenizer.from_pretrained(source)
     if view["mode"] == "full":
         return AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval(), tokenizer
-    from peft import PeftModel
-
-    base = AutoModelForCausalLM.from_pretrained(_base(view, cache), dtype="auto")
-    merged: Any = PeftModel.from_pretrained(base, str(source)).merge_and_unload()
-    return merged.eval(), tokenizer
+    base = AutoModelForCausalLM.from_pretrained(base_of(view, cache), dtype="auto")
+    return technique_of(view["mode"], source).applied(base, source).eval(), tokenizer
 
 
 def read_view(source: Path) -> dict[str, Any]:
@@ -85,7 +110,8 @@ def read_view(source: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _base(view: dict[str, Any], cache: Path) -> Path:
+def base_of(view: dict[str, Any], cache: Path) -> Path:
+    """Folder of the base model that a ``view.json`` names; ConfigError if it is another by now."""
     from alignlab.models.load import resolve
     from alignlab.models.weights import weights_sha256
 

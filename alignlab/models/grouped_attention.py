@@ -8,7 +8,7 @@ checkpointing sees the same one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from alignlab.models.attention_plan import AttentionPlan
 
 NAME = "alignlab_grouped"
 PLAN = "alignlab_plan"
+LEAD = "alignlab_lead"  # keys and values before those of the sequence, (1, heads, v, dim) per layer
 
 
 def _gather(x: Tensor, index: Tensor | None) -> Tensor:
@@ -47,6 +48,7 @@ def grouped_attention(
         ``(1, T, heads, dim)`` and no attention weights.
     """
     plan: AttentionPlan | None = kwargs.pop(PLAN, None)
+    lead: Sequence[tuple[Tensor, Tensor]] | None = kwargs.pop(LEAD, None)
     if plan is None:
         if is_placeholder(attention_mask) and query.shape[2] > 1:
             raise RuntimeError("The layout plan was lost on the way to the attention function.")
@@ -61,6 +63,11 @@ def grouped_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     _check(plan, query, kwargs)
+    if lead is not None:
+        key, value = (
+            torch.cat([own.to(x.dtype), x], 2)
+            for own, x in zip(lead[int(module.layer_idx)], (key, value), strict=True)  # type: ignore[arg-type]
+        )
     query = _gather(query[0].transpose(0, 1), plan.query_index)
     key = _gather(key[0].transpose(0, 1), plan.key_index)
     value = _gather(value[0].transpose(0, 1), plan.key_index)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from alignlab.errors import ConfigError
-from alignlab.models.attention_plan import attention_plan
-from alignlab.models.grouped_attention import PLAN, placeholder_mask, register
+from alignlab.models.grouped_attention import register
+from alignlab.models.virtual_tokens import flat_inputs, padded_inputs
 from alignlab.tensors import FlatBatch, GroupSpan
 
 if TYPE_CHECKING:
@@ -207,18 +207,13 @@ def _padded_plan(spans: tuple[GroupSpan, ...], device: str) -> PaddedPlan:
 
 def hidden_states(model: PreTrainedModel, batch: FlatBatch, layout: Layout) -> Tensor:
     """Last hidden states ``(T, H)`` of the flat batch (after the final norm, before the head)."""
-    backbone = model.base_model
-    arguments: dict[str, Any] = {"use_cache": False}
-    device = batch.input_ids.device
+    backbone: Any = model.base_model
     if layout == "grouped":
-        arguments |= {
-            "input_ids": batch.input_ids[None],
-            "position_ids": batch.position_ids[None],
-            "attention_mask": placeholder_mask(device),
-            PLAN: attention_plan(batch.spans, device),
-        }
-        return backbone(**arguments)[0][0]
-    plan = padded_plan(batch.spans, device)
-    arguments |= {"input_ids": batch.input_ids[plan.row_index], "attention_mask": plan.mask}
-    hidden = backbone(**arguments)[0]
-    return hidden.flatten(0, 1).index_select(0, plan.flat_index)
+        inputs = flat_inputs(model, batch.input_ids, batch.position_ids, batch.spans)
+        hidden: Tensor = backbone(**inputs, use_cache=False)[0][0]
+        return hidden[-batch.tokens :]  # behind virtual tokens, if there are any
+    plan = padded_plan(batch.spans, batch.input_ids.device)
+    inputs = padded_inputs(model, batch.input_ids[plan.row_index], plan.mask)
+    hidden = backbone(**inputs, use_cache=False)[0]
+    rows = hidden[:, -plan.mask.shape[1] :]
+    return rows.flatten(0, 1).index_select(0, plan.flat_index)

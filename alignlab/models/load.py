@@ -10,10 +10,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal, get_args
 
-from alignlab.annotations import Range
 from alignlab.errors import ConfigError, did_you_mean
+from alignlab.models.allocated import AdaLoRA
+from alignlab.models.bottleneck import Bottleneck
+from alignlab.models.low_rank import Adapter, DoRA, LoRAPlus, OLoRA, PiSSA, RankStabilizedLoRA
+from alignlab.models.quantized import QLoRA
+from alignlab.models.rescaling import IA3
+from alignlab.models.selective import Selective
+from alignlab.models.soft_prompts import PrefixTuning, PromptTuning, PTuning
+from alignlab.models.techniques import Technique
+from alignlab.models.vector_adapters import VeRA
+
+__all__ = [
+    "Adapter",
+    "AnyTechnique",
+    "BackboneConfig",
+    "is_made",
+    "make_once",
+    "resolve",
+    "technique_of",
+]
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 PACKAGED = ("reviews_lm",)
@@ -22,14 +40,24 @@ TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")  # and the model's c
 HUB_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Adapter:
-    """What is trained: low-rank adapters (Hu et al. 2021), or every parameter (``rank`` None)."""
-
-    rank: Annotated[int, Range(min=1)] | None
-    alpha: Annotated[float, Range(min=0)]  # the update is scaled by alpha / rank
-    dropout: Annotated[float, Range(min=0, max=1)]
-    target_modules: str | tuple[str, ...]  # "all-linear", one name or several
+# Every technique of `backbone.adapter`; a mapping is read as the one that its `method` names.
+AnyTechnique = (
+    Adapter
+    | DoRA
+    | RankStabilizedLoRA
+    | LoRAPlus
+    | PiSSA
+    | OLoRA
+    | VeRA
+    | AdaLoRA
+    | QLoRA
+    | Selective
+    | IA3
+    | Bottleneck
+    | PromptTuning
+    | PTuning
+    | PrefixTuning
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +66,24 @@ class BackboneConfig:
 
     path: str
     revision: str | None
-    adapter: Adapter
+    adapter: AnyTechnique
     dtype: Literal["auto", "float32", "bfloat16"]
     layout: Literal["auto", "grouped", "padded"]
     gradient_checkpointing: bool
     template: str | None = None  # null, a name of `templates.NAMES` or a .jinja file
+
+
+def technique_of(mode: str, source: Path) -> type[Technique]:
+    """Class of the technique that ``view.json`` in the folder ``source`` names as ``mode``.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    known: dict[str, type[Technique]] = {"full": Adapter, "lora": Adapter}
+    known |= {getattr(c, "method", "lora"): c for c in get_args(AnyTechnique)}
+    if mode not in known:
+        raise ConfigError(f"{source} was trained with adapter={mode}, which is not known here.")
+    return known[mode]
 
 
 def resolve(

@@ -12,7 +12,7 @@ from typing import Any
 from alignlab.errors import ConfigError
 from alignlab.files import read_json
 from alignlab.models.dimensions import Dimensions
-from alignlab.models.load import Adapter, BackboneConfig, is_made, resolve
+from alignlab.models.load import BackboneConfig, is_made, resolve
 from alignlab.models.published import PUBLISHED
 
 Shapes = dict[str, tuple[int, ...]]
@@ -29,7 +29,6 @@ _MADE_LATER: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
-_NOT_ADAPTED = ("embed", "lm_head", "wte", "wpe")  # what "all-linear" leaves out
 
 
 def tensor_shapes(folder: Path) -> Shapes:
@@ -143,30 +142,8 @@ def parameter_counts(config: BackboneConfig, cache: Path) -> tuple[int, int]:
     """Parameters in all and trained, as `Backbone.parameter_counts` gives for a headless view."""
     shapes = base_shapes(config, cache)
     total = sum(map(math.prod, shapes.values()))
-    if config.adapter.rank is None:
-        return total, total
-    own = adapter_parameters(shapes, config.adapter)
-    return total + own, own
-
-
-def adapter_parameters(shapes: Shapes, adapter: Adapter) -> int:
-    """Parameters of a low-rank adapter: ``rank · (inputs + outputs)`` for every adapted matrix."""
-    return (adapter.rank or 0) * sum(map(sum, adapted_shapes(shapes, adapter)))
-
-
-def adapted_shapes(shapes: Shapes, adapter: Adapter) -> list[tuple[int, ...]]:
-    """Shapes of the matrices that an adapter is put on."""
-    wanted = adapter.target_modules
-    names = (wanted,) if isinstance(wanted, str) else wanted
-
-    def adapted(tensor: str, shape: tuple[int, ...]) -> bool:
-        if len(shape) != 2 or not tensor.endswith(".weight"):
-            return False
-        if names == ("all-linear",):
-            return not any(part in tensor for part in _NOT_ADAPTED)
-        return tensor.removesuffix(".weight").endswith(tuple(f".{name}" for name in names))
-
-    return [shape for name, shape in shapes.items() if adapted(name, shape)]
+    sizes = config.adapter.sizes(shapes, dimensions_of(config, cache))
+    return total + sizes.added, total if sizes.trained is None else sizes.trained
 
 
 def base_shapes(config: BackboneConfig, cache: Path) -> Shapes:

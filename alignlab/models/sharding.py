@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -21,12 +22,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from alignlab.errors import ConfigError
 from alignlab.models.heads import ScalarHead
 from alignlab.models.logps import Head, head_of, predict
 
 if TYPE_CHECKING:
-    from alignlab.models.adapters import AdapterBodies
-    from alignlab.models.copies import CopyBodies
+    from alignlab.models.bodies import Bodies
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -38,14 +39,44 @@ class Container(nn.Module):
     Its output tensors must be in a tensor, a tuple or a list, which is where an engine hooks them.
     """
 
-    def __init__(self, parts: Mapping[str, nn.Module]) -> None:
+    def __init__(self, parts: Mapping[str, nn.Module], *, gathers: bool) -> None:
         super().__init__()
+        self._gathers = gathers  # weights, where they are used
         for name, part in parts.items():
             self.add_module(name, part)
 
     def forward(self, compute: Callable[[], T]) -> T:
         """Run ``compute`` inside of the engine's forward pass."""
-        return compute()
+        hooks = torch.autograd.graph.saved_tensors_hooks(_kept, _back)
+        with hooks if self._gathers else nullcontext():
+            return compute()
+
+
+@dataclass(frozen=True)
+class _ViewOfShare:
+    """What a backward pass needs of a weight that is in shares until then, and whole in it."""
+
+    weight: Tensor
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+
+def _kept(saved: Tensor) -> Tensor | _ViewOfShare:
+    """Keep no view of a gathered weight: torch's linear layers save a transposed one.
+
+    It would hold the whole weight from the forward to the backward pass, whatever is released.
+    """
+    base = saved._base
+    if base is None or not is_share(base):
+        return saved
+    return _ViewOfShare(base, saved.size(), saved.stride(), int(saved.storage_offset()))
+
+
+def _back(kept: Tensor | _ViewOfShare) -> Tensor:
+    if isinstance(kept, _ViewOfShare):
+        return kept.weight.detach().as_strided(kept.size, kept.stride, kept.offset)
+    return kept
 
 
 class Predictor(nn.Module):
@@ -76,7 +107,7 @@ class Sharding:
     """The modules that an engine holds, and the engine's forward pass while it trains."""
 
     container: Container
-    bodies: AdapterBodies | CopyBodies
+    bodies: Bodies
     heads: Mapping[str, ScalarHead]
     predictors: Mapping[str, Predictor]  # of every view; none where weights are always whole
     run: Callable[[Callable[[], Any]], Any] | None = None  # None: before and after training
@@ -91,15 +122,20 @@ def engine_for(sharding: Sharding | None, *, training: bool, alike: bool) -> Sha
 
 
 def sharding_of(
-    bodies: AdapterBodies | CopyBodies,
+    bodies: Bodies,
     heads: Mapping[str, ScalarHead],
     views: Iterable[str],
     *,
     weights: bool,
 ) -> Sharding:
-    """All views as one module for an engine that shards what they train, or all ``weights``."""
+    """All views as one module for an engine that shards what they train, or all ``weights``.
+
+    Raises:
+        ConfigError: adapters that compute with a weight outside of the module that gathers it.
+    """
     predictors: dict[str, Predictor] = {}
     if weights:
+        _require_gathering(bodies)
         bodies = bodies.sharing()
         heads = {name: sharing(head) for name, head in heads.items()}
         predictors = {name: Predictor(head_of(bodies.activate(name))) for name in views}
@@ -108,7 +144,20 @@ def sharding_of(
         **bodies.modules(),
         **{f"{name}_predictor": predictor for name, predictor in predictors.items()},
     }
-    return Sharding(Container(parts), bodies, heads, predictors, weights=weights)
+    return Sharding(Container(parts, gathers=weights), bodies, heads, predictors, weights=weights)
+
+
+def _require_gathering(bodies: Bodies) -> None:
+    """Refuse peft's adapters on bare parameters (fused experts): they would train wrongly."""
+    for part in bodies.modules().values():
+        for name, module in part.named_modules():
+            if type(module).__name__ == "ParamWrapper":
+                raise ConfigError(
+                    f"engine.zero=3 cannot train adapters on {name}: experts whose weights are one "
+                    "parameter are adapted outside of the module that gathers it. Name the other "
+                    "layers (adapter.target_modules=[q_proj,k_proj,v_proj,o_proj]), or use "
+                    "engine=zero2 or adapter=full."
+                )
 
 
 def sharing(module: M) -> M:
@@ -116,12 +165,30 @@ def sharing(module: M) -> M:
     return copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
 
 
-def share_out(module: nn.Module, *, offload: bool) -> None:
-    """Leave every process its share of each weight, on its device, or with ``offload`` in memory.
+@dataclass(frozen=True)
+class Placing:
+    """Leaves every process its share of each weight, on its device, or with ``offload`` in memory.
 
-    One weight at a time travels from the first process, so no device ever holds the whole model.
+    One process ``reads`` a model. One weight at a time travels to the others, which build theirs
+    empty, so nobody else ever holds the whole model, and no device does.
     """
+
+    offload: bool
+    reads: bool
+
+    def __call__(self, module: nn.Module) -> None:
+        """Share out the weights of a model that was read, or built empty, on the CPU."""
+        share_out(module, offload=self.offload)
+
+
+def share_out(module: nn.Module, *, offload: bool) -> None:
+    """Share out the first process's weights, and give its buffers to all."""
+    import torch.distributed as dist
+
     deepspeed = deepspeed_here()
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(deepspeed.get_accelerator().current_device_name())
+        dist.broadcast(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer, 0)
     remote = {"remote_device": "cpu", "pin_memory": torch.cuda.is_available()} if offload else {}
     deepspeed.zero.Init(module=module, mem_efficient_linear=False, dtype=torch.float32, **remote)
 
@@ -153,7 +220,9 @@ def is_share(parameter: Tensor) -> bool:
 
 
 def elements(parameter: Tensor) -> int:
-    """Elements of a whole parameter, whatever this process holds of it."""
+    """Elements of a whole parameter, whatever this process holds of it, and in how many bits."""
+    if (quantized := getattr(parameter, "quant_state", None)) is not None:
+        return math.prod(quantized.shape)
     return int(parameter.ds_numel) if is_share(parameter) else parameter.numel()  # type: ignore[attr-defined]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from alignlab.models.attention_plan import attention_plan
 from alignlab.models.layout import Layout, hidden_states, window_of
 from alignlab.models.logps import Head, head_of, predict
+from alignlab.models.virtual_tokens import lead_of
 from alignlab.tensors import FlatBatch, GroupSpan
 
 if TYPE_CHECKING:
@@ -93,19 +94,7 @@ class View:
         What a process does that has no micro-batch left while others do, where all must make the
         same passes.
         """
-        one = torch.zeros(1, dtype=torch.int64, device=self.model.device)
-        batch = FlatBatch(
-            input_ids=one.repeat(2),
-            position_ids=torch.arange(2, device=one.device),
-            predictor_index=one,
-            target_ids=one,
-            target_completion=one,
-            end_index=one + 1,
-            lengths=one + 1,
-            completion_group=one,
-            rows=one,
-            spans=(GroupSpan((0, 1), ((1, 2),)),),
-        )
+        batch = blank(self.model.device)
         read = self.logps if self._head is None else self.values
         return 0.0 * read(batch).sum()
 
@@ -152,7 +141,8 @@ class View:
     def _layout_of(self, batch: FlatBatch) -> Layout:
         window = window_of(self.model.config)
         if self._layout == "grouped" and window is not None:
-            longest = attention_plan(batch.spans, batch.input_ids.device).longest
+            device = batch.input_ids.device
+            longest = attention_plan(batch.spans, device, lead_of(self.model)).longest
             return "grouped" if longest <= window else "padded"
         return self._layout
 
@@ -162,6 +152,23 @@ class View:
         # weight (pytorch issue 48049), so passes with gradients neither read nor fill that memory.
         with autocast(self.model.device, self._dtype, remember=not torch.is_grad_enabled()):
             yield
+
+
+def blank(device: torch.device | str) -> FlatBatch:
+    """A batch of a prompt and a completion of one meaningless token each."""
+    one = torch.zeros(1, dtype=torch.int64, device=device)
+    return FlatBatch(
+        input_ids=one.repeat(2),
+        position_ids=torch.arange(2, device=one.device),
+        predictor_index=one,
+        target_ids=one,
+        target_completion=one,
+        end_index=one + 1,
+        lengths=one + 1,
+        completion_group=one,
+        rows=one,
+        spans=(GroupSpan((0, 1), ((1, 2),)),),
+    )
 
 
 def autocast(

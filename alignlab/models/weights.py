@@ -9,8 +9,9 @@ trained model it was copied from does.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -47,22 +48,82 @@ def load_model(
     layout: Layout,
     *,
     trainable: bool,
+    quantization: Any | None = None,
+    empty: bool = False,
 ) -> PreTrainedModel:
-    """Causal language model of ``folder``, in evaluation mode; see the module on number formats."""
+    """Causal language model of ``folder``, in evaluation mode; see the module on number formats.
+
+    ``quantization`` is a configuration of transformers; matrices are quantised as they are read.
+    One that is ``empty`` is not read: what another process reads is written into it later.
+    """
+    if empty and quantization is None:
+        return _empty(folder, dtype, layout, trainable=trainable)
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    attention = {"attn_implementation": register()} if layout == "grouped" else {}
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32 if trainable else "auto", local_files_only=True, **attention
-    )
+    options: dict[str, Any] = {"dtype": torch.float32 if trainable else "auto"}
+    if layout == "grouped":
+        options["attn_implementation"] = register()
+    if quantization is not None:
+        options |= {"quantization_config": quantization, "device_map": {"": str(device)}}
+        options["dtype"] = torch.float32  # what is rounded to four bits
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
     model.requires_grad_(trainable)
     if not trainable:
         store(model, dtype)
     model.eval()
     torch.nn.Module.to(model, torch.device(device))
     return model
+
+
+def _empty(folder: Path, dtype: torch.dtype, layout: Layout, *, trainable: bool) -> PreTrainedModel:
+    """The same model in memory that is asked for and not yet written to, so nothing is taken."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    attention = {"attn_implementation": register()} if layout == "grouped" else {}
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, **attention
+        )
+    model.requires_grad_(trainable)
+    if not trainable:
+        store(model, dtype)
+    model.eval()
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    return model
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads model folders onto a device, all of them alike."""
+
+    device: torch.device | str
+    dtype: torch.dtype
+    layout: Layout
+    checkpointing: bool  # recompute activations in the backward pass
+    empty: bool = False  # another process reads
+
+    def __call__(
+        self, folder: Path, trainable: bool, quantization: Any | None = None
+    ) -> PreTrainedModel:
+        """Read a folder as `load_model` does."""
+        model = load_model(
+            folder,
+            self.device,
+            self.dtype,
+            self.layout,
+            trainable=trainable,
+            quantization=quantization,
+            empty=self.empty,
+        )
+        if self.checkpointing:
+            # The newer name first: transformers 5.23 warns of the older one.
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        return model
 
 
 def store(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -79,7 +140,9 @@ def store(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             kept = dtype if id(parameter) in matrices else torch.float32
-            parameter.data = parameter.data.to(kept)
+            # Weights of a float32 file lie in its mapping, and one of them keeps all of it: where
+            # matrices become something else, the others move too, so that the mapping goes.
+            parameter.data = parameter.data.to(kept, copy=dtype != torch.float32)
 
 
 def weights_sha256(folder: Path) -> str:

@@ -181,7 +181,7 @@ def test_base_model_as_reference(chain: Chain, earlier: Run, plain: Plain) -> No
     issue="hiyouga/LlamaFactory#6314",
 )
 @catches(
-    "alignlab.stages.preference",
+    "alignlab.stages.terms",
     'reference = packed.extra.get("reference")',
     'reference = sums.detach() if "reference" in packed.extra else None',
 )
@@ -355,9 +355,9 @@ def test_reference_with_dropout_on(lora_chain: Chain, monkeypatch: pytest.Monkey
     issue="huggingface/trl#6443",
 )
 @catches(
-    "alignlab.stages.preference",
-    "reference = arrange(self.reference.sums(groups), lengths, groups)",
-    "reference = arrange(sums, lengths, groups)",
+    "alignlab.stages.terms",
+    "reference = self.reference.sums(groups)",
+    "reference = sums",
 )
 def test_evaluated_against_itself(chain: Chain, earlier: Run) -> None:
     """huggingface/trl#6443 (precomputation after training used the trained model)."""
@@ -508,7 +508,7 @@ def mismatched_ratios(
     "step[len(step) - 1 - i]",  # reversed: the middle one of an odd number meets itself
 )
 @catches(
-    "alignlab.stages.preference",
+    "alignlab.stages.terms",
     "kl_point(policy - self.reference.sums(groups))",
     "kl_point(policy * 0)",
 )

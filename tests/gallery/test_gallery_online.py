@@ -273,7 +273,7 @@ def rollout_of(chain: Chain, **changes: Any) -> tuple[Any, Any]:
 )
 @catches(
     "alignlab.rollout.sampler",
-    "with torch.inference_mode(), _evaluation(model), lean_adapters(model):",
+    "with torch.inference_mode(), _evaluation(model), lean_layers(model):",
     "with torch.no_grad():",
 )
 def test_sampling_in_train_mode(lora_chain: Chain) -> None:
