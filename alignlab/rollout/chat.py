@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
+
+from alignlab.errors import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,22 +94,44 @@ class Chat:
         return chosen
 
 
-def talk(chat: Chat, title: str, stream: TextIO | None = None) -> int:
-    """Read lines and print answers until the input ends."""
+def talk(
+    turn: Callable[[str], Chat], titles: Mapping[str, str], stream: TextIO | None = None
+) -> int:
+    """Read lines and print answers until the input ends.
+
+    ``turn(name)`` gives the conversation with one of the policies that ``titles`` names, and makes
+    it the one that answers; the first one begins, and ``/use NAME`` goes to another.
+    """
     out = stream or sys.stdout
-    mode = "a conversation" if chat.conversational else "no chat template: it continues your text"
-    print(f"{title}: {mode}. {HELP}", file=out)
+    name = next(iter(titles))
+    chat = turn(name)
+    _greet(chat, titles[name], titles, out)
     while True:
         try:
             text = input("> ").strip()
         except EOFError:
             print(file=out)
             return 0
+        command, _, argument = text.partition(" ")
         if text == "/quit":
             return 0
         if text == "/reset":
             chat.reset()
+        elif command == "/use" and argument.strip() in titles:
+            name = argument.strip()
+            chat = turn(name)
+            _greet(chat, titles[name], titles, out)
+        elif command == "/use":
+            known = ", ".join(titles)
+            near = did_you_mean(argument.strip(), titles)
+            print(f"No policy {argument.strip()!r}; there are {known}.{near}", file=out)
         elif text:
             for piece in chat.answer(text):
                 print(piece, end="", file=out, flush=True)
             print(file=out)
+
+
+def _greet(chat: Chat, title: str, titles: Mapping[str, str], out: TextIO) -> None:
+    mode = "a conversation" if chat.conversational else "no chat template: it continues your text"
+    switch = f" /use {'|'.join(titles)} goes to another policy." if len(titles) > 1 else ""
+    print(f"{title}: {mode}. {HELP}{switch}", file=out)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from alignlab.errors import DataError, DivergenceError
-from alignlab.models.lean import lean_adapters
+from alignlab.models.lean import lean_layers
+from alignlab.models.virtual_tokens import lead_of
 from alignlab.rollout.sampling import Sampling
 from alignlab.rollout.slots import decode_slots, fits_slots
 from alignlab.rollout.streams import Drawn, uniform_stream
@@ -75,10 +76,12 @@ def sample(
     """
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}.")
-    _check_lengths(model, prompts, sampling.max_new_tokens)
+    _check_lengths(model, prompts, sampling.max_new_tokens + lead_of(model).length)
+    if not prompts:  # of few prompts, a process of many may have none
+        return Samples([], [], np.zeros(0, dtype=bool))
     stop = torch.tensor([eos_id] if isinstance(eos_id, int) else list(eos_id), device=device)
     asked = (prompts, n, sampling, stop, seeds)
-    with torch.inference_mode(), _evaluation(model), lean_adapters(model):
+    with torch.inference_mode(), _evaluation(model), lean_layers(model):
         if fits_slots(model):
             unfinished = Unfinished.of(keep, *asked) if keep is not None else None
             drawn = decode_slots(model, *asked, unfinished)
@@ -104,15 +107,16 @@ def _samples(drawn: Drawn) -> Samples:
     )
 
 
-def _check_lengths(model: Any, prompts: Sequence[np.ndarray], new: int) -> None:
+def _check_lengths(model: Any, prompts: Sequence[np.ndarray], more: int) -> None:
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     for row, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise DataError(f"Prompt {row} is empty: a first token needs something to follow.")
-        if limit is not None and len(prompt) + new > limit:
+        if limit is not None and len(prompt) + more > limit:
             raise DataError(
-                f"Prompt {row} has {len(prompt)} tokens; with max_new_tokens={new} it does not fit "
-                f"the model's {limit} positions. Lower sampling.max_new_tokens or max_prompt."
+                f"Prompt {row} has {len(prompt)} tokens; with {more} more (max_new_tokens and "
+                f"virtual tokens) it does not fit the model's {limit} positions. Lower "
+                "sampling.max_new_tokens or max_prompt."
             )
 
 

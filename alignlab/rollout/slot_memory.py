@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -37,6 +38,14 @@ class PromptLayer(DynamicLayer):
         """Keep the states and give them back: prompts see themselves only."""
         self.flat = key_states, value_states
         return self.flat
+
+    def put_before(self, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values (1, heads, v, dim) before those of the prompts."""
+        joined = (
+            torch.cat([own.to(kept.dtype), kept], 2)
+            for own, kept in zip((keys, values), self.flat, strict=True)
+        )
+        self.flat = next(joined), next(joined)
 
     def get_seq_length(self) -> int:
         """Return 0: the prompts are the beginning."""

@@ -19,10 +19,10 @@ from transformers import Cache
 
 from alignlab import interruption
 from alignlab.errors import Interrupted
-from alignlab.models.attention_plan import attention_plan
-from alignlab.models.grouped_attention import NAME, PLAN, placeholder_mask
+from alignlab.models.grouped_attention import LEAD, NAME
 from alignlab.models.layout import window_of
 from alignlab.models.logps import head_of
+from alignlab.models.virtual_tokens import flat_inputs, lead_of
 from alignlab.rollout.choose import choose
 from alignlab.rollout.sampling import Sampling
 from alignlab.rollout.slot_memory import Columns, PromptLayer, SlotLayer
@@ -95,8 +95,9 @@ class _Slots:
         order = sorted(range(len(self.prompts)), key=lambda i: (-len(self.prompts[i]), i))
         self.waiting = deque((prompt, sample) for prompt in order for sample in range(self.n))
         slots = min(self.sampling.batch, len(self.waiting))
+        self.lead = lead_of(self.model).length  # virtual tokens before every prompt
         longest = max((len(p) for p in self.prompts), default=0)
-        self.columns.filled = longest
+        self.columns.filled = self.lead + longest
         self.drawn = Drawn.empty(len(self.waiting), self.limit, self.device)
         self.layers: list[SlotLayer] = []
         # One entry per slot. The first are kept on the host, where every decision is made.
@@ -129,7 +130,7 @@ class _Slots:
 
     def moved(self) -> dict[str, Any]:
         """What decoding has changed since it began; between two tokens."""
-        given = ("model", "prompts", "n", "sampling", "stop", "seeds", "head", "device")
+        given = ("model", "prompts", "n", "sampling", "stop", "seeds", "head", "device", "lead")
         return {name: value for name, value in vars(self).items() if name not in given}
 
     def go_on(self, moved: Mapping[str, Any]) -> None:
@@ -192,9 +193,8 @@ class _Slots:
         free = np.flatnonzero(~self.live)
         taken = [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))]
         slot_of = dict(zip(taken, free.tolist(), strict=False))
-        self.columns.filled = max(
-            self.columns.filled, *(len(self.prompts[prompt]) for prompt, _ in taken)
-        )
+        longest = max(len(self.prompts[prompt]) for prompt, _ in taken)
+        self.columns.filled = max(self.columns.filled, self.lead + longest)
         for ready in self._ready(list(dict.fromkeys(prompt for prompt, _ in taken))):
             rows = [row for row in taken if row[0] in ready.spans]
             self._start_rows(ready, rows, [slot_of[row] for row in rows])
@@ -231,19 +231,19 @@ class _Slots:
         }
         ids = np.concatenate([self.prompts[m] for m in members]).astype(np.int64)
         position = np.concatenate([np.arange(end - start) for start, end in spans.values()])
-        plan = attention_plan(
-            tuple(GroupSpan(prompt=span, completions=()) for span in spans.values()), self.device
+        inputs = flat_inputs(
+            self.model,
+            torch.from_numpy(ids).to(self.device),
+            torch.from_numpy(position).to(self.device),
+            tuple(GroupSpan(prompt=span, completions=()) for span in spans.values()),
         )
         count = self.model.config.get_text_config(decoder=True).num_hidden_layers
         layers = [PromptLayer() for _ in range(count)]
         hidden = self.model.base_model(
-            input_ids=torch.from_numpy(ids).to(self.device)[None],
-            position_ids=torch.from_numpy(position).to(self.device)[None],
-            attention_mask=placeholder_mask(self.device),
-            past_key_values=Cache(layers=list(layers)),
-            use_cache=True,
-            **{PLAN: plan},
-        )[0][0]
+            **inputs, past_key_values=Cache(layers=list(layers)), use_cache=True
+        )[0][0][-len(ids) :]
+        for layer, (keys, values) in zip(layers, inputs.get(LEAD, ()), strict=False):
+            layer.put_before(keys, values)
         last = torch.from_numpy(ends - 1).to(self.device)
         logits = self.head.logits(hidden[last])
         return _Prompts(layers, logits, spans, {m: i for i, m in enumerate(members)})
@@ -256,9 +256,11 @@ class _Slots:
             self.layers = [SlotLayer(k, size, self.columns) for k in ready.layers]
             self.logits = ready.logits.new_zeros(size, ready.logits.shape[1])
         spans = [ready.spans[prompt] for prompt, _ in rows]
-        lengths = np.array([end - start for start, end in spans])
+        lengths = np.array([self.lead + end - start for start, end in spans])
         filled = self.columns.filled
-        tokens = np.concatenate([np.arange(*span) for span in spans])
+        lead = np.arange(self.lead)  # first in the flat sequence, and before every prompt
+        parts = [part for span in spans for part in (lead, self.lead + np.arange(*span))]
+        tokens = np.concatenate(parts)
         columns = np.concatenate([np.arange(filled - size, filled) for size in lengths])
         index = [
             torch.from_numpy(x).to(self.device)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from alignlab.models.backbone import Backbone
+    from alignlab.models.techniques import Technique
     from alignlab.rollout.sampler import Samples
     from alignlab.rollout.sampling import Sampling
     from alignlab.rollout.weights import Together
@@ -129,18 +130,23 @@ def _require_package(what: str) -> None:
         )
 
 
-def check_rollout(rollout: Spec | None, *, adapter: bool) -> None:
+def check_rollout(rollout: Spec | None, technique: Technique) -> None:
     """Refuse a sampler that cannot be had here, when the plan is made.
 
     Raises:
-        ConfigError: it is none, or a package is missing.
+        ConfigError: it is none, a package is missing, or it cannot compute what is trained.
     """
     if rollout is None:
         return
     found = build(rollout)
     if not isinstance(found, Colocated | Server):
         raise ConfigError(f"rollout: {rollout.target} is no sampler; use rollout=vllm, or null.")
-    found.check(adapter=adapter)
+    if not technique.vllm:
+        raise ConfigError(
+            f"rollout={rollout.target} with adapter={technique.mode}: vLLM serves whole models and "
+            "plain low-rank adapters. Set rollout=null, or adapter=lora, rslora, lora_plus or full."
+        )
+    found.check(adapter=technique.shares_base)
 
 
 def require_close(gap: float, most: float) -> None:

@@ -46,7 +46,7 @@ class Remote:
         if not self._base:
             self._base = self._ask("/v1/models")["data"][0]["id"]
             self._model = self._base
-        if backbone.config.adapter.rank is None:
+        if not backbone.config.adapter.shares_base:
             self._send(backbone, view, workers)
         else:
             self._load(backbone, view, workers)

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import Cache
 
 from alignlab import interruption
+from alignlab.models.virtual_tokens import Prefix, VirtualTokens, soft_prompt_of
 from alignlab.rollout.cache import new_cache
 from alignlab.rollout.choose import choose
 from alignlab.rollout.sampling import Sampling
@@ -80,11 +81,11 @@ class _State:
         self.position = self.position[rows]
         self.mask = None if self.mask is None else self.mask[rows]
 
-    def forward(self, model: Any, ids: Tensor, position: Tensor) -> None:
-        """Feed ids (R, new) and keep the logits of what follows them."""
-        self.filled += ids.shape[1]
+    def forward(self, model: Any, position: Tensor, **inputs: Tensor) -> None:
+        """Feed ids or embeddings (R, new, …) and keep the logits of what follows them."""
+        self.filled += position.shape[1]
         output = model(
-            input_ids=ids,
+            **inputs,
             attention_mask=None if self.mask is None else self.mask[:, : self.filled],
             position_ids=position,
             past_key_values=self.cache,
@@ -98,23 +99,42 @@ class _State:
 def _prefill(
     model: Any, prompts: Sequence[np.ndarray], sampling: Sampling, device: torch.device | str
 ) -> _State:
-    """Run the prompts once, left-padded to the longest of them."""
+    """Run the prompts once, left-padded to the longest of them.
+
+    Virtual tokens stand between the padding and the prompt; a prefix is the beginning of the
+    memory, and the padding follows it.
+    """
+    soft = soft_prompt_of(model)
+    tokens = soft.length if isinstance(soft, VirtualTokens) else 0
+    given = soft.length if isinstance(soft, Prefix) else 0  # columns that are there beforehand
     longest = max(map(len, prompts))
-    ids = np.zeros((len(prompts), longest), dtype=np.int64)
-    mask = np.ones((len(prompts), longest + sampling.max_new_tokens), dtype=np.int64)
+    ids = np.zeros((len(prompts), tokens + longest), dtype=np.int64)
+    mask = np.ones(
+        (len(prompts), given + tokens + longest + sampling.max_new_tokens), dtype=np.int64
+    )
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = prompt
-        mask[row, : longest - len(prompt)] = 0
-    position = np.maximum(mask[:, :longest].cumsum(1) - 1, 0)
+        padding = longest - len(prompt)
+        ids[row, padding:] = np.concatenate([np.arange(-tokens, 0), prompt])
+        mask[row, given : given + padding] = 0
+    seen = given + tokens + longest
+    position = np.maximum(mask[:, :seen].cumsum(1) - 1, 0)[:, given:]
     padded = any(len(prompt) < longest for prompt in prompts)
     state = _State(
         cache=new_cache(model.config, mask.shape[1] - 1),  # the last token is never fed
         logits=torch.empty(0),
         position=torch.empty(0),
         mask=torch.from_numpy(mask).to(device) if padded else None,
-        filled=0,
+        filled=given,
     )
-    state.forward(model, torch.from_numpy(ids).to(device), torch.from_numpy(position).to(device))
+    if isinstance(soft, Prefix):
+        soft.fill(state.cache, len(prompts), model)
+    fed = torch.from_numpy(ids).to(device)
+    inputs = (
+        {"inputs_embeds": soft.embed(model, fed)}
+        if isinstance(soft, VirtualTokens)
+        else {"input_ids": fed}
+    )
+    state.forward(model, torch.from_numpy(position).to(device), **inputs)
     return state
 
 
@@ -155,4 +175,4 @@ def _decode(
         if len(active) <= COMPACT_AT * len(live):
             live, token = live[active], token[active]
             state.select(active)
-        state.forward(model, token.unsqueeze(1), state.position)
+        state.forward(model, state.position, input_ids=token.unsqueeze(1))

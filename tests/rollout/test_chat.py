@@ -54,9 +54,34 @@ def test_talk_reads_until_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch)
     lines = iter(["", "a film", "/reset", "/quit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     out = io.StringIO()
-    assert talk(chat(folder), "sft-1234 (SFT)", out) == 0
+    talking = chat(folder)
+    assert talk(lambda name: talking, {"sft-1234": "sft-1234 (SFT)"}, out) == 0
     assert out.getvalue().startswith("sft-1234 (SFT): no chat template")
     assert next(lines, None) is None
+
+
+def test_talk_goes_from_one_policy_to_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    chats = {name: chat(folder, TEMPLATE, temperature=0.0) for name in ("one", "two")}
+
+    def turn(name: str) -> Chat:
+        asked.append(name)
+        return chats[name]
+
+    lines = iter(["hello", "/use tow", "/use two", "again", "/use one"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines, None) or _end())
+    out = io.StringIO()
+    assert talk(turn, {"one": "first", "two": "second"}, out) == 0
+    assert asked == ["one", "two", "one"]
+    assert "Did you mean 'two'" in out.getvalue()
+    # each remembers its own conversation
+    assert [len(c.messages) for c in chats.values()] == [2, 2]
+
+
+def _end() -> str:
+    raise EOFError
 
 
 def test_an_error_while_generating_is_not_swallowed(
