@@ -50,6 +50,20 @@ def layer_bytes(model: Model, arithmetic: Arithmetic, row: int) -> float:
     return float(norms + inputs + attention + read + inner + low_rank)
 
 
+def freed_bytes(model: Model, arithmetic: Arithmetic) -> float:
+    """Bytes per token and block of results that adapted layers free at once.
+
+    A layer of peft computes ``W x``, ``B A x`` and its scaled copy and keeps their sum: three
+    results of its width go as they came. What else comes and goes is smaller than what is kept.
+    """
+    d = model.dimensions
+    if model.adapter is None or not model.adapted:
+        return 0.0
+    widths = d.queries + 2 * d.keys + 2 * d.hidden + (2 if d.gated else 1) * d.inner
+    share = min(1.0, model.adapted / d.linear_count) if d.linear_count else 1.0
+    return 3.0 * arithmetic.element * widths * share
+
+
 def _weights(model: Model, arithmetic: Arithmetic, row: int) -> float:
     """Attention weights, kept where no fused kernel is used: in float32, and as rounded."""
     if not (arithmetic.half and arithmetic.cpu and row <= SHORT):

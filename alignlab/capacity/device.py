@@ -12,11 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from alignlab.capacity.memory import MIB, Allocation
+from alignlab.capacity.allocator import Allocation
+from alignlab.capacity.memory import MIB
 from alignlab.typed import Range
 
-CPU_RUNTIME = 400_000_000  # resident bytes of Python, torch, transformers and peft; measured
-CPU_SLACK = 0.15  # of what comes and goes; measured, experiments/plan_accuracy
+# Measured in experiments/plan_accuracy: resident bytes of Python, torch, transformers, peft and a
+# tokenizer; what the heap keeps at its end once a stage trains; products that oneDNN has prepared
+# for the shapes it met; what is lost of all that comes and goes, and of what adapters free.
+CPU_RUNTIME, CPU_HEAP, CPU_PREPARED = 420_000_000, 35_000_000, 40_000_000
+CPU_SLACK, CPU_HOLES = 0.05, 0.41
 CUDA_RUNTIME = 900 * MIB  # context, cuBLAS workspaces, a kernel image; assumed
 CUDA_SLACK = 0.08  # blocks of the caching allocator that nothing fits into; assumed
 
@@ -71,7 +75,8 @@ def allocation(cpu: bool, dtype: str) -> Allocation:
     """Overheads of a CPU process, measured, or of CUDA, assumed."""
     half = dtype == "bfloat16" or (dtype == "auto" and (not cpu or fast_bfloat16()))
     if cpu:
-        return Allocation(cpu=True, half=half, runtime=CPU_RUNTIME, slack=CPU_SLACK)
+        training = CPU_HEAP + (CPU_PREPARED if half else 0)
+        return Allocation(True, half, CPU_RUNTIME, CPU_SLACK, training, CPU_HOLES)
     return Allocation(cpu=False, half=half, runtime=CUDA_RUNTIME, slack=CUDA_SLACK)
 
 

@@ -45,7 +45,7 @@ class Change:
         if self.checkpointing:
             words.append("backbone.gradient_checkpointing=true")
         if self.rows is not None:
-            words.append(f"sampling.batch={self.rows} (of the stages that sample)")
+            words.append(f"decode_batch={self.rows}")
         if self.adapters:
             words.append("adapter=lora")
         if self.factor > 1 and device is not None:

@@ -9,18 +9,20 @@ bfloat16 where products are, the rest in float32. Sharded states are those of `e
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from alignlab.capacity.activations import FLOAT, Arithmetic, layer_bytes, pass_bytes
+from alignlab.capacity.activations import FLOAT, freed_bytes, layer_bytes, pass_bytes
+from alignlab.capacity.allocator import Allocation
 from alignlab.capacity.workload import Model, Workload
 
 CHUNK = 1 << 23  # logits held at a time, `models.logps.CHUNK_ELEMENTS`
-COPIES = 4  # of a chunk of logits in float32: itself, shifted, exponentials, a gradient
+COPIES = 3  # of a chunk of logits in float32: itself, shifted, and exponentials or a gradient
 PREFILL = 4096  # prompt tokens of one pass, `rollout.slots.PREFILL_TOKENS`
 COLUMNS = 32  # by which the key-value memory grows, `rollout.slot_memory.BLOCK`
 DRAW = 24  # bytes per logit while a token is drawn: float32 twice, probabilities, float64 sums
-BUCKET = 50_000_000  # elements that travel at a time, `engine.sharded.BUCKET_ELEMENTS`
+BUCKET = 20_000_000  # elements that travel at a time, `engine.sharded.BUCKET_ELEMENTS`
 MIB = 1 << 20
 
 Offload = Literal["none", "optimizer", "all"]
@@ -39,21 +41,6 @@ class Setting:
     def stage(self) -> int:
         """ZeRO stage that takes effect: alone there is nothing to share, but what may wait."""
         return self.zero if self.processes > 1 or self.offload != "none" else 0
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """How memory is handed out: what a process needs before a model, and what is lost between."""
-
-    cpu: bool
-    half: bool  # matrix products in bfloat16
-    runtime: int  # bytes of Python and libraries, or of the CUDA context
-    slack: float  # bytes reserved and unused, as a share of those that come and go
-
-    @property
-    def arithmetic(self) -> Arithmetic:
-        """How it computes."""
-        return Arithmetic(self.half, self.cpu)
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,7 @@ def phases(workload: Workload, setting: Setting, allocation: Allocation) -> list
     held = _held(workload, setting, allocation)
     found = [_load(workload, held, allocation)]
     if workload.decode is not None:
-        found.append(_decode(workload, held, setting, allocation))
+        found += _decode(workload, held, setting, allocation)
     if workload.scored:
         found.append(_score(workload, held, setting, allocation))
     if workload.update is not None:
@@ -103,9 +90,10 @@ def phases(workload: Workload, setting: Setting, allocation: Allocation) -> list
 
 
 def stored(model: Model, half: bool) -> int:
-    """Bytes of a frozen base: its matrices as products take them, the rest in float32."""
+    """Bytes of a frozen base: its matrices as products take them or quantised, the rest float32."""
     d = model.dimensions
-    return d.matrices * (2 if half else FLOAT) + (d.total - d.matrices) * FLOAT
+    each = (2 if half else FLOAT) if model.packed is None else model.packed
+    return round(d.matrices * each) + (d.total - d.matrices) * FLOAT
 
 
 def _weights(w: Workload, allocation: Allocation) -> int:
@@ -126,9 +114,10 @@ def _held(w: Workload, setting: Setting, allocation: Allocation) -> Memory:
     stage, n = setting.stage, setting.processes
     trained = w.model.trainable * w.trained * FLOAT
     weights = _weights(w, allocation)
-    if w.update is not None and stage == 3:
+    if stage == 3:
         weights //= n
-    states = trained * 3 // n if stage else trained * 2
+    weight = w.model.trainable * w.trained
+    states = trained * 3 // n if stage else round(weight * w.states)
     states += trained * w.averages // (n if stage == 3 else 1)
     away = 0
     if w.update is not None and not allocation.cpu:  # there it is the same memory
@@ -154,35 +143,48 @@ def _load(w: Workload, held: Memory, allocation: Allocation) -> Memory:
     return replace(memory, buffers=whole if converted else 0)
 
 
-def _decode(w: Workload, held: Memory, setting: Setting, allocation: Allocation) -> Memory:
+def _decode(
+    w: Workload, held: Memory, setting: Setting, allocation: Allocation
+) -> Iterator[Memory]:
+    """First rows, while their prompts pass; last tokens, when the memory has all its columns.
+
+    Where rows wait for others to end, prompts pass beside a memory that is full.
+    """
     decode, model, d = w.decode, w.model, w.model.dimensions
     assert decode is not None
-    element = allocation.arithmetic.element
-    rows = min(decode.batch, math.ceil(decode.rows / setting.processes))
-    columns = (decode.prompt + decode.new) // COLUMNS * COLUMNS + COLUMNS
+    mine = math.ceil(decode.rows / setting.processes)
+    rows = min(decode.batch, mine)
     prompts = min(rows, max(1, PREFILL // decode.prompt)) * decode.prompt
-    kept = (rows * columns + prompts) * 2 * d.keys * element * d.layers
-    passing = prompts * pass_bytes(model, allocation.arithmetic, decode.prompt)
-    return replace(
+    passing = round(prompts * pass_bytes(model, allocation.arithmetic, decode.prompt))
+    column = 2 * d.keys * allocation.arithmetic.element * d.layers
+
+    def columns(filled: int) -> int:
+        return (filled // COLUMNS + 1) * COLUMNS * rows * column
+
+    base = replace(
         held,
         phase="sample",
-        activations=round(passing),
         logits=rows * d.vocabulary * DRAW + _head_copy(model, allocation),
-        cache=kept,
         buffers=_casts(model, allocation, decode.live) + _gathered(w, setting, allocation, True),
     )
+    last = columns(decode.prompt + decode.new)
+    first = last if mine > rows else columns(decode.prompt)
+    yield replace(base, phase="prefill", cache=first + prompts * column, activations=passing)
+    yield replace(base, cache=last)
 
 
 def _score(w: Workload, held: Memory, setting: Setting, allocation: Allocation) -> Memory:
     model, d = w.model, w.model.dimensions
-    tokens = micro_tokens(setting, w.group, w.scored)
+    tokens = micro_tokens(setting, w.group, w.scored, w.budget)
     live = bool(w.trained)
     return replace(
         held,
         phase="score",
         activations=round(tokens * pass_bytes(model, allocation.arithmetic, w.row)),
-        logits=_chunk(tokens, d.vocabulary) * (COPIES - 1) + _head_copy(model, allocation),
-        buffers=_casts(model, allocation, live) + _gathered(w, setting, allocation, True),
+        logits=_chunk(tokens, d.vocabulary) * COPIES + _head_copy(model, allocation),
+        # Between updates a view is scored whole; a stage that trains nothing scores it in shares.
+        buffers=_casts(model, allocation, live)
+        + _gathered(w, setting, allocation, w.update is not None),
     )
 
 
@@ -205,7 +207,15 @@ def _update(w: Workload, held: Memory, setting: Setting, allocation: Allocation)
     buffers = casts + _gathered(w, setting, allocation, False)
     if setting.stage:
         buffers += 2 * min(BUCKET, model.trainable * w.trained) * FLOAT  # on their way
-    held = replace(held, buffers=buffers, host=held.host + away)
+    blocks = 1 if model.checkpointing else model.dimensions.layers
+    freed = freed_bytes(model, allocation.arithmetic) * tokens * blocks
+    held = replace(
+        held,
+        buffers=buffers,
+        host=held.host + away,
+        overhead=round(allocation.holes * freed),
+        runtime=allocation.training,
+    )
     layer = round(layer_bytes(model, allocation.arithmetic, update.row) * tokens)
     found = [
         _forward(w, held, tokens, "forward", each * (w.trained - 1), allocation),
@@ -241,9 +251,9 @@ def _forward(
     )
 
 
-def micro_tokens(setting: Setting, group: int, tokens: int) -> int:
+def micro_tokens(setting: Setting, group: int, tokens: int, own: int = 0) -> int:
     """Tokens of the fullest micro-batch: the budget, or a single group that is larger."""
-    return max(min(setting.token_budget, tokens), min(group, tokens))
+    return max(min(own or setting.token_budget, tokens), min(group, tokens))
 
 
 def _chunk(targets: int, vocabulary: int) -> int:
@@ -268,7 +278,7 @@ def _casts(model: Model, allocation: Allocation, live: bool = True) -> int:
 
 def _gathered(w: Workload, setting: Setting, allocation: Allocation, view: bool) -> int:
     """Weights that shares are put together to: a whole view, or a block in use and the next one."""
-    if setting.stage < 3 or w.update is None:
+    if setting.stage < 3:
         return 0
     model, d = w.model, w.model.dimensions
     if view:
@@ -279,5 +289,12 @@ def _gathered(w: Workload, setting: Setting, allocation: Allocation, view: bool)
 
 
 def _finished(memory: Memory, allocation: Allocation) -> Memory:
-    moving = memory.activations + memory.logits + memory.cache + memory.buffers + memory.gradients
-    return replace(memory, overhead=round(allocation.slack * moving), runtime=allocation.runtime)
+    """With what the allocator and the libraries take.
+
+    Of a mapped file nothing is lost, nor of chunks of logits on CPUs: glibc hands blocks of 32 MiB
+    and more back at once.
+    """
+    moving = memory.activations + memory.cache + memory.buffers + memory.gradients
+    moving += 0 if allocation.cpu else memory.logits
+    lost = memory.overhead + (memory.phase != "load") * round(allocation.slack * moving)
+    return replace(memory, overhead=lost, runtime=memory.runtime + allocation.runtime)

@@ -18,6 +18,7 @@ class Model:
     adapted: int  # adapted matrices of a block
     dtype: Literal["auto", "float32", "bfloat16"]
     checkpointing: bool
+    packed: float | None = None  # bytes of a matrix's element where it is quantised
 
     @property
     def trainable(self) -> int:
@@ -60,4 +61,6 @@ class Workload:
     scored: int = 0  # tokens that pass forward only, those of sampling left out
     group: int = 0  # of them: most tokens of one prompt with its completions
     row: int = 0
+    budget: int = 0  # tokens of such a pass; 0: the engine's token budget
+    states: float = 8.0  # bytes of optimizer state of a trained weight; AdamW's two moments
     averages: int = 0  # further float32 copies of what is trained (moving average, best weights)

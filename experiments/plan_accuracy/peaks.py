@@ -22,7 +22,11 @@ from alignlab.spec import build, parse
 
 
 def preload() -> None:
-    """Import what stages import, so that a fork has it; nothing is computed here."""
+    """Import what stages import, so that a fork has it; nothing is computed here.
+
+    Without bitsandbytes, which peft imports where it is installed: 45 MB that no stage here uses.
+    """
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # to importlib: not installed
     import accelerate
     import peft
     import torch

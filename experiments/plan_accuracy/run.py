@@ -50,7 +50,7 @@ def measure_all(work: Path, only: str) -> None:
 def compare(work: Path) -> None:
     """Estimate what was measured; write results.json and the table of the README."""
     from accuracy_cases import cases
-    from estimate import estimate
+    from estimate import estimate, peak_of
 
     measured, rows = read(MEASURED), []
     for case in cases():
@@ -59,9 +59,10 @@ def compare(work: Path) -> None:
         estimated = estimate(case, work)
         for kind, found in measured[case.name].items():
             parts = estimated[kind]
-            error = parts["total"] / found["peak"] - 1
-            rows.append({"case": case.name, "stage": kind, **found, "estimate": parts,
-                         "error": round(error, 4)})  # fmt: skip
+            peak = peak_of(found)
+            error = parts["total"] / peak - 1
+            rows.append({"case": case.name, "stage": kind, **found, "peak": peak,
+                         "estimate": parts, "error": round(error, 4)})  # fmt: skip
     errors = [abs(row["error"]) for row in rows]
     summary = {
         "stages": len(rows),

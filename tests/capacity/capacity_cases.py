@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from alignlab.capacity.allocator import Allocation
 from alignlab.capacity.device import Device
-from alignlab.capacity.memory import Allocation
 from alignlab.capacity.workload import Decode, Model, Update, Workload
 from alignlab.models.dimensions import Dimensions
 from alignlab.models.memory import llama_shapes

@@ -91,7 +91,7 @@ def test_a_change_is_written_as_overrides() -> None:
     keys = {w.split("=")[0] for w in words}
     assert keys <= {
         "engine.token_budget", "engine.zero", "engine.offload", "adapter", "device.count",
-        "device.nodes", "backbone.gradient_checkpointing", "sampling.batch",
+        "device.nodes", "backbone.gradient_checkpointing", "decode_batch",
     }  # fmt: skip
 
 
@@ -100,4 +100,4 @@ def test_more_rows_than_fit_are_sampled_in_turns() -> None:
     at = placed(replace(stage, decode=sampling(rows=512, batch=64)), Setting(64), 0).memory().total
     change = nearest([placed(stage, Setting(64), at)])
     assert change is not None
-    assert change.rows == 64
+    assert change.overrides(DEVICE) == ["decode_batch=64"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from capacity_cases import CPU, CUDA, SMALL, full, lora, sampling, update, work
 
-from alignlab.capacity.activations import Arithmetic, layer_bytes
+from alignlab.capacity.activations import Arithmetic, freed_bytes, layer_bytes
 from alignlab.capacity.device import allocation
 from alignlab.capacity.memory import (
     BUCKET,
@@ -113,26 +113,32 @@ def test_a_group_larger_than_the_budget_stands_alone() -> None:
 
 
 def test_logits_are_a_few_chunks_and_nothing_for_a_scalar_head() -> None:
-    # 32 tokens, half of them predicted, 100 words: 16·100 floats, four times; the head in bfloat16
+    # 32 tokens, half of them predicted, 100 words: 16·100 floats, three times; the head in bfloat16
     # with one column more, and twice its gradient.
     found = moment(work(), Setting(32), "forward").logits
-    assert found == 4 * 16 * 100 * 4 + 100 * 9 * 2 + 2 * 100 * 8 * 4
-    assert moment(work(lora()), Setting(32), "forward").logits == 4 * 6400 + 1800
+    assert found == 3 * 16 * 100 * 4 + 100 * 9 * 2 + 2 * 100 * 8 * 4
+    assert moment(work(lora()), Setting(32), "forward").logits == 3 * 6400 + 1800
     reward = work(update=update(targets=0.0))
     assert moment(reward, Setting(32), "forward").logits == 0
     wide = full(dimensions=replace(SMALL, vocabulary=CHUNK))
-    assert moment(work(wide), Setting(32), "forward").logits >= 4 * CHUNK * 4
+    assert moment(work(wide), Setting(32), "forward").logits >= 3 * CHUNK * 4
 
 
 def test_the_memory_of_sampling_by_hand() -> None:
-    # 4 rows side by side, 10 + 30 tokens: 64 columns; 4 prompts of 10 in one pass. Keys and values:
-    # (4·64 + 40) · 2·4 · 2 bytes · 2 layers.
-    found = moment(work(decode=sampling(), frozen=1), Setting(32), "sample")
+    # 4 of 6 rows side by side, 10 + 30 tokens: 64 columns; 4 prompts of 10 in one pass, which takes
+    # place beside the whole memory when rows make room. Keys and values: 2·4 · 2 bytes · 2 layers.
+    found = moment(work(decode=sampling(), frozen=1), Setting(32), "prefill")
     assert found.cache == (4 * 64 + 40) * 2 * 4 * 2 * 2
     assert found.logits == 4 * 100 * 24 + 100 * 9 * 2
-    # Two processes share 6 rows: 3 each.
-    shared = moment(work(decode=sampling()), Setting(32, processes=2), "sample")
-    assert shared.cache == (3 * 64 + 30) * 2 * 4 * 2 * 2
+    assert found.activations > 0
+    last = moment(work(decode=sampling(), frozen=1), Setting(32), "sample")
+    assert (last.cache, last.activations) == (4 * 64 * 2 * 4 * 2 * 2, 0)
+    # Two processes share 6 rows: 3 each, which nobody waits behind. A prompt's 10 tokens take 32
+    # columns, so the memory is smaller while prompts pass.
+    shared = work(decode=sampling())
+    first, last = (moment(shared, Setting(32, processes=2), at) for at in ("prefill", "sample"))
+    assert first.cache == (3 * 32 + 30) * 2 * 4 * 2 * 2
+    assert last.cache == 3 * 64 * 2 * 4 * 2 * 2
 
 
 def test_weights_in_shares_are_put_together_to_sample_and_block_by_block_to_train() -> None:
@@ -150,8 +156,8 @@ def test_a_model_is_whole_in_main_memory_before_its_shares_are_on_devices() -> N
     loading = [moment(work(frozen=1), Setting(32, 4, zero), "load") for zero in range(4)]
     assert [m.weights for m in loading] == [whole, whole, whole, whole // 4]
     assert {(m.optimizer, m.host) for m in loading} == {(0, 8000)}
-    # A stage that trains nothing holds everything in its one process.
-    assert moment(work(update=None), Setting(32, 4, 3), "load").weights == 8000
+    # So it is in a stage that trains nothing.
+    assert moment(work(update=None), Setting(32, 4, 3), "load").weights == 8000 // 4
     # On CPUs files in half precision are converted, beside what is made of them.
     here = [moment(work(m), Setting(32), "load", CPU).buffers for m in (full(), lora())]
     assert here == [0, 2 * 2000]
@@ -165,6 +171,27 @@ def test_parts_add_up_and_slack_is_a_share_of_what_comes_and_goes() -> None:
     assert found.overhead == moving // 2
     assert found.runtime == 1000
     assert found == max(phases(work(), Setting(32), place), key=lambda m: m.total)
+
+
+def test_what_the_allocator_of_a_cpu_keeps() -> None:
+    place = replace(CPU, runtime=1000, slack=0.5, training=300, holes=0.5)
+    # Chunks of logits are handed back at once, and a file that is mapped is nothing of the heap.
+    found = moment(work(), Setting(32), "forward", place)
+    assert found.overhead == (found.activations + found.buffers + found.gradients) // 2
+    assert found.runtime == 1000 + 300
+    loading = moment(work(lora()), Setting(32), "load", place)
+    assert (loading.overhead, loading.runtime) == (0, 1000)
+    assert loading.buffers > 0
+    # Adapters free three results of every width: 8 + 4 + 4 + 8 + 16 + 16 + 8 = 64 floats a token,
+    # in two blocks, or with checkpointing in one at a time.
+    for changed, blocks in (({}, 2), ({"checkpointing": True}, 1)):
+        found = moment(work(lora(**changed)), Setting(32), "forward", place)
+        freed = 3 * 64 * 4 * 32 * blocks
+        assert found.overhead == freed // 2 + (found.activations + found.gradients) // 2
+    # Adapters on two of seven matrices free as much less; where all is trained nothing is.
+    arithmetic = Arithmetic(half=False, cpu=True)
+    assert freed_bytes(lora(adapted=2), arithmetic) == pytest.approx(3 * 64 * 4 * 2 / 7)
+    assert freed_bytes(full(), arithmetic) == 0.0
 
 
 @pytest.mark.parametrize(

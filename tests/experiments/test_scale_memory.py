@@ -18,7 +18,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "scale_memory"
 def check(results: dict[str, Any]) -> None:
     """Elements follow the table of the README, and no tensor is larger than what it counts."""
     rows = results["rows"]
-    keys = [(row["model"], row["training"], row["zero"]) for row in rows]
+    keys = [(row["model"], row["training"], row["allocator"], row["zero"]) for row in rows]
     assert len(keys) == len(set(keys)) > 0
     for row in rows:
         total, trained, of = row["params_total"], row["params_trained"], row["processes"]
