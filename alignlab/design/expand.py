@@ -1,4 +1,4 @@
-"""All stages of one job: those of the pipeline, then its grid, its search and its assessments."""
+"""All stages of one job: the pipeline's, then its rounds, grid, search and assessments."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from alignlab.design.assess import with_assessments
 from alignlab.design.draft import Draft
 from alignlab.design.grid import with_grid
+from alignlab.design.rounds import refuse_varied_rounds, with_rounds
 from alignlab.design.search import Cost, with_search
 from alignlab.errors import ConfigError
 
@@ -21,9 +22,12 @@ def expanded(config: Mapping[str, Any], cost: Cost) -> Mapping[str, Any]:
         ConfigError: a design that names what is not there, or says what cannot be.
     """
     stages: Mapping[str, Any] = config["stages"]
-    if not any(config.get(key) for key in ("grid", "search", "budget", "assess")):
+    if not any(config.get(key) for key in ("rounds", "grid", "search", "budget", "assess")):
         return stages
     draft = Draft(stages)
+    if config.get("rounds"):
+        refuse_varied_rounds(config)
+        draft = with_rounds(draft, config["rounds"])
     if config.get("grid"):
         draft = with_grid(draft, config["grid"])
     if config.get("search"):

@@ -130,9 +130,10 @@ def names_of(origin: str, node: Node) -> list[str]:
 
 def all_methods() -> set[str]:
     """Names of all objectives and kinds of methods, whether they are in this study or not."""
-    from alignlab.objectives import pairwise, unpaired
+    from alignlab.objectives import anchored, groupwise, links, pairwise, penalized, unpaired
 
-    return {*METHOD_KINDS, *vars(pairwise), *vars(unpaired)}
+    rooms = (pairwise, unpaired, penalized, anchored, links, groupwise)
+    return {*METHOD_KINDS, *(name for room in rooms for name in vars(room))}
 
 
 def searched(

@@ -14,8 +14,9 @@ from alignlab.typed import Range
 # What `launch.KIND.FIELD` may name besides the stages of a study; `report` is the job that writes
 # the report where no command waits for the study.
 STAGE_KINDS = (
-    "pretrain", "sft", "annotate", "reward", "preference", "ppo", "grpo", "evaluate", "judge",
-    "benchmark", "reward_benchmark", "select",
+    "pretrain", "sft", "annotate", "reward", "preference", "ppo", "grpo",
+    "online_preference", "evaluate", "judge",
+    "benchmark", "reward_benchmark", "select", "merge",
 )  # fmt: skip
 SCHEDULER_ONLY = ("memory", "time", "partition", "account", "qos", "constraint", "extra")
 _MEMORY = re.compile(r"\d+[KMGT]?")

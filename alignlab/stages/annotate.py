@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from alignlab.data.gate.limits import Limits
+from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
+from alignlab.rewards.ensemble import Ensemble
 from alignlab.rollout.sampling import Sampling
 from alignlab.spec import Spec, build
 from alignlab.stages.annotations import (
@@ -32,17 +32,18 @@ from alignlab.stages.annotations import (
     write,
     written,
 )
-from alignlab.stages.stage import POLICY_KINDS, Estimate, Role, Stage
+from alignlab.stages.stage import POLICY_KINDS, Estimate, Role, Stage, filling
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
+    from alignlab.data.gate.gate import Gate
     from alignlab.data.group import PromptGroup, TokenGroup, Verdict
     from alignlab.data.sources.source import Source
     from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone
-    from alignlab.rewards.annotator import Annotates
     from alignlab.run import Run
+    from alignlab.stages.collector import Collector
 
 __all__ = [
     "FILE",
@@ -68,13 +69,20 @@ class Annotate(Stage):
 
     Groups that come with a ranking, scores or thumbs keep them (human data). The others are
     completed with ``completions`` samples of the policy, which the annotator ranks: the
-    simulated preference collection of AlpacaFarm (Dubois et al. 2023, arXiv:2305.14387). Token ids
-    are stored, so that every later stage trains on the very tokens that were sampled.
+    simulated preference collection of AlpacaFarm (Dubois et al. 2023, arXiv:2305.14387). Reward
+    stages judge in the annotator's place, and then every prompt is sampled for, whatever verdict
+    it came with. Token ids are stored, so that every later stage trains on the very tokens that
+    were sampled.
     """
 
     version: ClassVar[int] = 4  # decoding rounds otherwise
     kind: ClassVar[str] = "annotate"
-    roles: ClassVar[Mapping[str, Role]] = {"policy": Role(POLICY_KINDS)}
+    together: ClassVar[bool] = True
+    roles: ClassVar[Mapping[str, Role]] = {
+        "policy": Role((*POLICY_KINDS, "pretrain")),
+        "reward": Role(("reward",), optional=True, many=True),
+    }
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"ensemble", "skip"})
 
     backbone: BackboneConfig
     data: Spec
@@ -83,9 +91,19 @@ class Annotate(Stage):
     max_prompt: Annotated[int, Range(min=1)]
     max_completion: Annotated[int, Range(min=1)]
     prompts: Annotated[int, Range(min=1)]
-    completions: Annotated[int, Range(min=2, max=9)]
+    completions: Annotated[int, Range(min=2, max=64)]
     sampling: Sampling
     validation_share: Annotated[float, Range(min=0, max=0.5)]
+    ensemble: Ensemble | None = None
+    skip: Annotated[int, Range(min=0)] | None = None
+
+    def validate(self) -> None:
+        """Several rewards say how they become one."""
+        if len(filling("reward", self.inputs)) > 1 and self.ensemble is None:
+            raise ConfigError(
+                "ensemble: several reward stages judge; say how their scores become one, as"
+                " ensemble={combine: mean, penalty: 0.5}."
+            )
 
     def fingerprint(self) -> str:
         """Fingerprint of data and base model, and of judges that annotate."""
@@ -94,42 +112,45 @@ class Annotate(Stage):
         return " ".join([super().fingerprint(), *outside(self.annotator)])
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
-        """Write ``annotations.jsonl``: one prompt group with its verdict per line."""
-        from alignlab.data.gate.gate import Gate
-        from alignlab.data.prepared import SplitOf
+        """Write ``annotations.jsonl``: one prompt group with its verdict per line.
+
+        Of several processes each samples for its share of the prompts and annotates it; all know
+        the groups of a chunk, and the main one writes.
+        """
         from alignlab.data.template import Tokenization
+        from alignlab.engine.dealt import Dealt
         from alignlab.models.templates import template_hash
         from alignlab.rollout.unfinished import rollout_file
+        from alignlab.stages.collector import Collector
         from alignlab.stages.session import heed, keep_card, open_backbone
 
-        run = engine.workers().own(run)
+        workers = engine.workers()
+        run = workers.own(run)
         data = build(self.data)
         kinds = Counter(kind_of(group) for group in self._prompts(data))
         keep_card(data, run, self.gate)
-        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        backbone = open_backbone(self.backbone, run, engine, self.seed, shared=True)
         # Before the tokenizer is used: the policy may bring its own (after `pretrain`).
         backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
-        gate = Gate(
-            tokenization.tokenizer,
-            need="thumbs" if kinds.keys() == {"thumbs"} else "pairs",
-            held_out={split: SplitOf(data, split) for split in ("validation", "test")},
-            limits=self.gate,
-            sampled="missing" in kinds,
-        )
+        gate = self._gate_of(data, set(kinds), tokenization)
         size = SAMPLED if "missing" in kinds else CHUNK
         counts: Counter[str] = Counter()
-        collected = Collected(rollout_file(run.state_dir, engine.workers().rank))
-        place = run.path / FILE if engine.workers().is_main else Path(os.devnull)
+        collected = Collected(rollout_file(run.state_dir, workers.rank))
+        dealt = Dealt(backbone, workers, engine.budget)
+        judges = self._add_judges(inputs, backbone)
+        collector = Collector(self, dealt, tokenization, collected, judges)
+        place = run.path / FILE if workers.is_main else Path(os.devnull)
         earlier = written(place, whole_chunks(place, size))
-        with place.open("a", encoding="utf-8") as file, self._spending(run):
+        with place.open("a", encoding="utf-8") as file, collector.spending(run):
             stream = self._prompts(data)
             while groups := list(islice(stream, size)):
-                before = list(islice(earlier, len(groups)))  # by an interrupted session
+                # by an interrupted session, which only the main process sees
+                before = workers.from_main(list(islice(earlier, len(groups))))
                 if before:
                     groups, tokens = self._restored(groups, before, collected)
                 else:
-                    groups, tokens = self._judged(backbone, tokenization, groups, collected)
+                    groups, tokens = self._judged(collector, groups)
                 first = counts["prompts"]
                 rows = [replace(t, row=row) for row, t in enumerate(tokens, first)]
                 gate.see(groups, rows)
@@ -151,41 +172,40 @@ class Annotate(Stage):
             },
         )
 
-    @contextmanager
-    def _spending(self, run: Run) -> Iterator[None]:
-        """Record what a judge costs, over all sessions of the run and also when it stops."""
-        from alignlab.rewards.annotator import Spends, total
+    def _gate_of(self, data: Source, kinds: Set[str], tokenization: Tokenization) -> Gate:
+        from alignlab.data.gate.gate import Gate
+        from alignlab.data.prepared import SplitOf
 
-        earlier = run.record.get("judge") or {}
-        try:
-            yield
-        finally:
-            ranker = self.__dict__.get("_ranker")  # not made where every group has its verdict
-            if isinstance(ranker, Spends) and (spent := ranker.spent()):
-                run.update_record(judge=total([earlier, spent]))
+        return Gate(
+            tokenization.tokenizer,
+            need="thumbs" if kinds == {"thumbs"} else "pairs",
+            held_out={split: SplitOf(data, split) for split in ("validation", "test")},
+            limits=self.gate,
+            sampled="missing" in kinds,
+        )
 
-    @cached_property
-    def _ranker(self) -> Annotates:
-        # Once for all chunks: a judge loads a model, and its budget is that of the whole stage.
-        annotator: Annotates = build(self.annotator)
-        return annotator
+    def _add_judges(self, inputs: Mapping[str, Run], backbone: Backbone) -> tuple[str, ...]:
+        """Views of the reward runs that judge in the annotator's place; none where it does."""
+        sources = {f"reward_{i}": r for i, r in enumerate(filling("reward", inputs))}
+        for view, role in sources.items():
+            backbone.add(view, source=inputs[role].model_dir, trainable=False, head=True)
+        return tuple(sources)
 
     def _prompts(self, data: Source) -> Iterator[PromptGroup]:
-        return islice(data.stream("preference"), self.prompts)
+        first = self.skip or 0
+        groups = islice(data.stream("preference"), first, first + self.prompts)
+        return (g.keep(()) for g in groups) if filling("reward", self.inputs) else groups
 
     def _judged(
-        self,
-        backbone: Backbone,
-        tokenization: Tokenization,
-        groups: list[PromptGroup],
-        collected: Collected,
+        self, collector: Collector, groups: list[PromptGroup]
     ) -> tuple[list[PromptGroup], list[TokenGroup]]:
         """The groups in their order with a verdict each, and their tokens."""
         given = [i for i, group in enumerate(groups) if kind_of(group) != "missing"]
         missing = [i for i, group in enumerate(groups) if kind_of(group) == "missing"]
-        tokens = dict(zip(given, tokenization.groups([groups[i] for i in given]), strict=True))
+        found = collector.tokenization.groups([groups[i] for i in given])
+        tokens = dict(zip(given, found, strict=True))
         if missing:
-            fresh = self.collect(backbone, tokenization, [groups[i] for i in missing], collected)
+            fresh = collector.collect([groups[i] for i in missing])
             for i, (group, token) in zip(missing, fresh, strict=True):
                 groups[i], tokens[i] = group, token
         return groups, [tokens[i] for i in range(len(groups))]
@@ -201,46 +221,6 @@ class Annotate(Stage):
         length = sum(len(ids) for i in sampled for ids in tokens[i].completions)
         collected.add(length, [groups[i].meta.get("votes", ()) for i in sampled])
         return groups, tokens
-
-    def collect(
-        self,
-        backbone: Backbone,
-        tokenization: Tokenization,
-        groups: Sequence[PromptGroup],
-        collected: Collected,
-    ) -> list[tuple[PromptGroup, TokenGroup]]:
-        """Sample completions for ``groups`` and have them ranked."""
-        from alignlab.rollout.rollout import sample_rollout
-
-        first = collected.prompts
-        prompts = tokenization.prompts(groups, range(first, first + len(groups)))
-        with backbone.view("policy") as view:
-            rollout = sample_rollout(
-                view,
-                prompts,
-                tokenization,
-                self.sampling,
-                self.completions,
-                self.seed,
-                step=0,
-                keep=collected.keep,
-            )
-        annotator = self._ranker
-        out = []
-        for group, token, texts in zip(groups, rollout.groups, rollout.completions, strict=True):
-            annotation = annotator.annotate(group, texts, self.seed)
-            verdict = annotation.verdict
-            meta = {**group.meta, "gold": annotation.scores, "flipped": annotation.flipped}
-            if annotation.votes:  # of a panel
-                meta |= {"votes": annotation.votes, "agreement": annotation.agreement}
-            out.append(
-                (
-                    replace(group, completions=tuple(texts), verdict=verdict, meta=meta),
-                    replace(token, verdict=verdict, meta=meta),
-                )
-            )
-        collected.add(rollout.tokens, [group.meta.get("votes", ()) for group, _ in out])
-        return out
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampled tokens, at the length limit."""

@@ -1,13 +1,13 @@
-"""From completion sums (C,) of a micro-batch to the pairs or singles an objective takes."""
+"""From completion sums (C,) of a micro-batch to what an objective takes: pairs, singles, groups."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from alignlab.tensors import PairLogps, SingleLogps
+from alignlab.tensors import GroupLogps, PairLogps, SingleLogps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,3 +35,44 @@ def single_logps(sums: Tensor, lengths: Tensor, groups: Sequence[TokenGroup]) ->
     index = torch.tensor(kept, dtype=torch.long, device=sums.device)
     desirable = torch.tensor([thumbs[i] for i in kept], dtype=torch.bool, device=sums.device)
     return SingleLogps(sums[index], lengths[index], desirable)
+
+
+def group_logps(sums: Tensor, lengths: Tensor, groups: Sequence[TokenGroup]) -> GroupLogps:
+    """All completions of every group that has an ordered pair; other groups are left out."""
+    kept: list[int] = []
+    utility: list[float] = []
+    owner: list[int] = []
+    pairs: list[tuple[int, int, int]] = []  # better, worse, group
+    first = number = 0
+    for group in groups:
+        if found := group.verdict.pairs():
+            start = len(kept)
+            pairs += [(start + good, start + bad, number) for good, bad in found]
+            kept += range(first, first + len(group.completions))
+            utility += group.verdict.utilities()
+            owner += [number] * len(group.completions)
+            number += 1
+        first += len(group.completions)
+
+    def index_of(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=sums.device)
+
+    better, worse, pair_group = (index_of([pair[k] for pair in pairs]) for k in range(3))
+    return GroupLogps(
+        completion=sums[index_of(kept)],
+        length=lengths[index_of(kept)],
+        utility=torch.tensor(utility, dtype=sums.dtype, device=sums.device),
+        group=index_of(owner),
+        better=better,
+        worse=worse,
+        pair_group=pair_group,
+        groups=number,
+    )
+
+
+ARRANGE: Mapping[str, Callable[[Tensor, Tensor, Sequence[TokenGroup]], Any]] = {
+    "pair": pair_logps,
+    "single": single_logps,
+    "group": group_logps,
+}
+"""How an objective's view of the data is made, by its name (`alignlab.objectives.declaration`)."""

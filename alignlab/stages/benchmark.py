@@ -33,6 +33,7 @@ class Benchmark(Stage):
     """
 
     kind: ClassVar[str] = "benchmark"
+    together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {"policy": Role((*POLICY_KINDS, "pretrain"))}
 
     backbone: BackboneConfig
@@ -57,26 +58,29 @@ class Benchmark(Stage):
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Ask the policy all tasks; write their rows and the means.
 
-        Interrupted and run again, it does not ask a task again that was finished.
+        Interrupted and run again, it does not ask a task again that was finished. Of several
+        processes each computes its share of what a task asks.
         """
+        from alignlab.engine.dealt import Dealt, served
         from alignlab.evaluation.policy import Policy
         from alignlab.models.templates import template_hash
         from alignlab.stages.session import open_backbone
 
-        run = engine.workers().own(run)
-        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        workers = engine.workers()
+        run = workers.own(run)
+        backbone = open_backbone(self.backbone, run, engine, self.seed, shared=True)
         backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
-        device = engine.workers().device
-        budget = engine.budget
-        policy = Policy(backbone, "policy", device, budget, self.max_prompt, self.seed)
-        if engine.workers().is_main:
+        dealt = Dealt(backbone, workers, engine.budget)
+        policy = Policy(dealt, "policy", self.max_prompt, self.seed)
+        if workers.is_main:
             for name in ("samples.jsonl", "metrics.jsonl"):  # of an interrupted attempt
                 (run.path / name).unlink(missing_ok=True)
         rows: list[dict[str, Any]] = []
         better: dict[str, Better] = {}
         notes: dict[str, Any] = {}
         for task, spec in self.tasks.items():
-            result = once(run.state_dir / f"{task}.task", spec, policy)
+            with served(backbone):
+                result = once(run.state_dir / f"{task}.task", spec, policy)
             for row in result.rows:
                 rows.append(row.to_mapping(task))
                 better[key_of(rows[-1])] = result.direction(row)
@@ -107,18 +111,24 @@ class Benchmark(Stage):
 
 
 def once(file: Path, spec: Spec, policy: Policy) -> Result:
-    """Ask a task, or take its result from the ``file`` that an interrupted session kept it in."""
+    """Ask a task, or take its result from the ``file`` that an interrupted session kept it in.
+
+    The file is the main process's, which tells the others.
+    """
+    workers = policy.dealt.workers
+    kept = workers.from_main(file.read_bytes() if workers.is_main and file.is_file() else None)
     result: Result
-    if file.is_file():
-        result, spent = pickle.loads(file.read_bytes())  # a file of this run's own
+    if kept is not None:
+        result, spent = pickle.loads(kept)  # of a file of this run's own
         policy.usage.add(spent)
         return result
     before = replace(policy.usage)
     result = build(spec).run(policy)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_bytes(pickle.dumps((result, policy.usage.since(before))))
-    temporary.replace(file)
+    if workers.is_main:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_bytes(pickle.dumps((result, policy.usage.since(before))))
+        temporary.replace(file)
     return result
 
 

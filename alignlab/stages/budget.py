@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from alignlab.engine.optimizer import Optimizer
     from alignlab.models.backbone import Backbone
     from alignlab.run import Run
-    from alignlab.stages.grpo import GRPO
-    from alignlab.stages.ppo import PPO
+    from alignlab.stages.online_stage import Online
 
 FIRST = 256  # tokens that the search begins with
 # Tokens beyond which larger micro-batches are no faster and would only take memory.
@@ -77,7 +76,7 @@ def fit_online(
     backbone: Backbone,
     views: Sequence[str],
     prompts: Sequence[TokenGroup],
-    stage: PPO | GRPO,
+    stage: Online,
     run: Run,
     *,
     completions: int,
@@ -118,7 +117,8 @@ def fitted(
     limit = None if engine.memory_gb is None else engine.memory_gb * 1e9
     free = -workers.highest(-room(workers.device, limit))[0]
     zero, average = engine.zero, optimizer.ema is not None
-    later = reserved(backbone, views, average=average, zero=zero, of=workers.world)
+    states = optimizer.state_bytes()
+    later = reserved(backbone, views, average=average, zero=zero, of=workers.world, states=states)
     if workers.device.type == "cpu":  # the search sets the high-water mark back
         highest = max(int(run.record.get("peak_memory_bytes") or 0), highest_resident())
         run.update_record(peak_memory_bytes=highest)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from alignlab.capacity.workload import Decode, Model, Update, Workload
 from alignlab.data.batch import TokenBatch
+from alignlab.stages.anchors import anchor_of
 from alignlab.stages.stage import Estimate
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from alignlab.data.batch import Batch
+    from alignlab.engine.optimizer import Optimizer
     from alignlab.models.load import BackboneConfig
     from alignlab.rollout.sampling import Sampling
     from alignlab.stages.annotate import Annotate
@@ -40,9 +42,29 @@ def update_of(batch: Batch, tokens: float, *, group: int, prompt: int, completio
     )
 
 
-def averages(stage: SFT | Reward | Preference) -> int:
-    """Copies of the trained weights that are kept in float32: their average, the best ones."""
-    return (stage.optimizer.ema is not None) + (stage.early_stopping is not None)
+def averages(stage: SFT | Reward | Preference, cache: Path) -> int:
+    """Copies of the trained weights that are kept in float32: average, best ones, reference.
+
+    And what an anchor compares with. For adapters that may be as large as the matrices that they
+    adapt, counted in copies of the adapter.
+    """
+    from alignlab.models.memory import parameter_counts
+
+    moving = getattr(stage, "reference_moves", None) is not None
+    own = (stage.optimizer.ema is not None) + (stage.early_stopping is not None) + moving
+    anchor = anchor_of(getattr(stage, "anchor", None))
+    if anchor is None:
+        return own
+    if not (anchor.of_matrices and stage.backbone.adapter.shares_base):
+        return own + anchor.copies
+    total, trained = parameter_counts(stage.backbone, cache)
+    return own + 1 + -(-total // trained)
+
+
+def starting_views(stage: SFT | Reward | Preference) -> int:
+    """Views of the starting model that an anchor holds beside the trained one."""
+    anchor = anchor_of(getattr(stage, "anchor", None))
+    return int(anchor is not None and anchor.holds_start)
 
 
 def offline_estimate(
@@ -66,7 +88,9 @@ def offline_estimate(
         tokens=tokens,
         update=update if logits else replace(update, targets=0.0),
         scored=scored,
-        averages=averages(stage),
+        averages=averages(stage, cache),
+        optimizer=stage.optimizer,
+        frozen=starting_views(stage),
     )
 
 
@@ -77,23 +101,28 @@ def training_estimate(
     tokens: int,
     update: Update,
     forward_tokens: int = 0,
+    optimizer: Optimizer | None = None,
     **held: Any,
 ) -> Estimate:
     """Parameters, FLOPs and workload of training on ``tokens`` tokens.
 
-    ``forward_tokens`` are those that are sampled or scored, without a backward pass; ``held`` are
-    fields of the `Workload`.
+    ``forward_tokens`` are those that are sampled or scored, without a backward pass;
+    ``optimizer`` is AdamW where nothing is said; ``held`` are fields of the `Workload`.
     """
     from alignlab.models.memory import parameter_counts, training_flops
 
     total, trained = parameter_counts(backbone, cache)
     held = {"trained": 1, "group": update.group, "row": update.row, **held}
+    model = model_of(backbone, cache)
+    if optimizer is not None:
+        d = model.dimensions
+        held["states"] = optimizer.state_bytes(d.matrices / d.total if trained == d.total else 1.0)
     return Estimate(
         params_total=total,
         params_trained=trained,
         tokens=tokens + forward_tokens,
         flops=training_flops(total, trained, tokens) + 2.0 * total * forward_tokens,
-        workload=Workload(model_of(backbone, cache), update=update, **held),
+        workload=Workload(model, update=update, **held),
     )
 
 
@@ -126,19 +155,16 @@ def decode_of(
 
 def model_of(backbone: BackboneConfig, cache: Path) -> Model:
     """Sizes of the base model and of what is trained on it."""
-    from alignlab.models.memory import adapted_shapes, base_shapes, dimensions_of
+    from alignlab.models.memory import base_shapes, dimensions_of
 
     dimensions = dimensions_of(backbone, cache)
-    own, adapted = None, 0
-    if backbone.adapter.rank is not None:
-        shapes = adapted_shapes(base_shapes(backbone, cache), backbone.adapter)
-        own = backbone.adapter.rank * sum(map(sum, shapes))
-        adapted = len(shapes) // dimensions.layers
+    sizes = backbone.adapter.sizes(base_shapes(backbone, cache), dimensions)
     return Model(
         dimensions=dimensions,
-        adapter=own,
-        rank=backbone.adapter.rank or 0,
-        adapted=adapted,
+        adapter=sizes.trained,
+        rank=sizes.rank,
+        adapted=sizes.adapted // dimensions.layers,
         dtype=backbone.dtype,
         checkpointing=backbone.gradient_checkpointing,
+        packed=sizes.packed,
     )

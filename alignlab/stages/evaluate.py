@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from alignlab.errors import ConfigError
@@ -18,14 +19,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-    from torch import Tensor
 
     from alignlab.data.group import PromptGroup, TokenGroup
     from alignlab.data.template import Tokenization
+    from alignlab.engine.dealt import Dealt
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone
     from alignlab.rollout.rollout import Rollout
     from alignlab.run import Run
+    from alignlab.stages.online import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +41,10 @@ class Evaluate(Stage):
 
     version: ClassVar[int] = 4  # decoding rounds otherwise
     kind: ClassVar[str] = "evaluate"
+    together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         "policy": Role((*POLICY_KINDS, "pretrain")),
-        "reference": Role(("sft", "pretrain")),
+        "reference": Role(("sft", "pretrain", "merge")),
         "reward": Role(("reward",), optional=True, many=True),
     }
 
@@ -64,50 +67,48 @@ class Evaluate(Stage):
             raise ConfigError("inputs.reward is missing: best_of > 1 selects by a reward run.")
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
-        """Write one row per sample to ``samples.jsonl`` and the means to the record."""
-        from alignlab.data.template import Tokenization
-        from alignlab.models.templates import template_hash
-        from alignlab.rollout.rollout import sample_rollout
-        from alignlab.rollout.unfinished import rollout_file
-        from alignlab.stages.session import keep_card, open_backbone
+        """Write one row per sample to ``samples.jsonl`` and the means to the record.
 
-        run = engine.workers().own(run)
-        backbone = open_backbone(self.backbone, run, engine, self.seed)
-        backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
-        backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
+        Of several processes each samples and scores its share of the prompts.
+        """
+        from alignlab.data.template import Tokenization
+        from alignlab.engine.dealt import Dealt, served
+        from alignlab.models.templates import template_hash
+        from alignlab.rollout.unfinished import rollout_file
+        from alignlab.stages.session import keep_card
+
+        workers = engine.workers()
+        run = workers.own(run)
+        backbone, scorer = self.opened(inputs, run, engine)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
         data = build(self.data)
         groups = data.load(self.split)[: self.prompts]
         keep_card(data, run)
-        prompts = tokenization.prompts(groups)
-        with backbone.view("policy") as view:
-            rollout = sample_rollout(
-                view,
-                prompts,
-                tokenization,
-                self.sampling,
-                self.samples * self.best_of,
-                self.seed,
-                step=0,
-                keep=rollout_file(run.state_dir, engine.workers().rank),
-            )
-        rewards = [inputs[name] for name in filling("reward", inputs)]
-        proxy = self.proxy(backbone, rewards, rollout, engine)
-        kept = list(range(len(groups) * self.samples * self.best_of))
-        if self.best_of > 1 and proxy is not None:
-            kept = best_indices(proxy, self.best_of)
-        # What best of n keeps is no sample of a policy whose log-ratio would be a KL.
-        kl = self.log_ratio(backbone, rollout, engine) if self.best_of == 1 else None
-        rows = self.rows(groups, rollout, kept, proxy, kl)
-        if engine.workers().is_main:
+        dealt = Dealt(backbone, workers, engine.budget)
+        rollout = dealt.sample(
+            "policy",
+            tokenization.prompts(groups),
+            tokenization,
+            self.sampling,
+            self.samples * self.best_of,
+            self.seed,
+            keep=rollout_file(run.state_dir, workers.rank),
+        )
+        with served(backbone):
+            mine = self.rows(workers.share(groups), rollout, self.measured(dealt, scorer, rollout))
+            rows = [row for part in workers.whole(mine) for row in part]
+            nll = self.forgetting(dealt, groups, tokenization)
+        if workers.is_main:
             for name in ("samples.jsonl", "metrics.jsonl"):  # of an interrupted attempt
                 (run.path / name).unlink(missing_ok=True)
         for row in rows:
             run.sample(row)
         summary = means(rows, ("gold", "audit", "proxy", "kl", "tokens", "finished"))
-        summary["reference_nll"] = self.forgetting(backbone, groups, tokenization, engine)
+        summary["reference_nll"] = nll
         summary["reference_gold"] = self.reference_gold(groups)
         policy = inputs["policy"].record
+        tokens = int(sum(workers.gather(rollout.tokens)))
+        params, _ = backbone.parameter_counts("policy")
         run.update_record(
             label=self.label or self.name(str(policy.get("label") or inputs["policy"].kind)),
             best_of=self.best_of,
@@ -115,14 +116,27 @@ class Evaluate(Stage):
             policy=inputs["policy"].path.name,
             reference=inputs["reference"].path.name,
             prompts=len(groups),
-            completions=len(rollout.finished),
-            tokens_sampled=rollout.tokens,
-            params_total=backbone.parameter_counts("policy")[0],
-            flops=2.0 * backbone.parameter_counts("policy")[0] * rollout.tokens,
+            completions=len(groups) * self.samples * self.best_of,
+            tokens_sampled=tokens,
+            params_total=params,
+            flops=2.0 * params * tokens,
             gold={"target": self.gold.target, **dict(self.gold.arguments)},
             summary=summary,
         )
         run.log(0, {k: v for k, v in summary.items() if v is not None}, split="summary")
+
+    def opened(
+        self, inputs: Mapping[str, Run], run: Run, engine: Engine
+    ) -> tuple[Backbone, Scorer]:
+        """All models of the stage as views of one backbone."""
+        from alignlab.stages.online import Scorer
+        from alignlab.stages.session import open_backbone
+
+        backbone = open_backbone(self.backbone, run, engine, self.seed, shared=True)
+        backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
+        backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
+        rewards = [inputs[name] for name in filling("reward", inputs)]
+        return backbone, Scorer(backbone, rewards, None, engine, self.ensemble)
 
     def name(self, policy: str) -> str:
         """Short name for tables: that of the policy, or of the control that it is sampled for."""
@@ -130,44 +144,38 @@ class Evaluate(Stage):
             return policy
         return f"best of {self.best_of}" + ("" if policy == "SFT" else f" ({policy})")
 
-    def proxy(
-        self, backbone: Backbone, rewards: Sequence[Run], rollout: Rollout, engine: Engine
-    ) -> np.ndarray | None:
-        """Scores of the learned reward that the online methods were trained on, if there is one."""
-        if not rewards:
-            return None
-        from alignlab.stages.online import Scorer
+    def measured(self, dealt: Dealt, scorer: Scorer, rollout: Rollout) -> Measured:
+        """What models say of this process's samples; every process asks all of them.
 
-        return Scorer(backbone, rewards, None, engine, self.ensemble)(rollout).numpy()
+        Log-ratios log π − log π_ref are of whole sequences, both by the same forward pass. What
+        best of n keeps is no sample of a policy whose log-ratio would be a KL.
+        """
+        import torch
 
-    def log_ratio(self, backbone: Backbone, rollout: Rollout, engine: Engine) -> list[float]:
-        """Sequence log-ratios log π − log π_ref of the samples, both by the same forward pass."""
-        from alignlab.stages.online import token_outputs
-
-        def logps(view: str) -> list[Tensor]:
-            return token_outputs(
-                backbone,
-                view,
-                rollout.groups,
-                engine,
-                lambda v, b: v.logps(b, temperature=self.sampling.temperature or 1.0),
-            )
-
-        pairs = zip(logps("policy"), logps("reference"), strict=True)
-        return [float((a.double() - b.double()).sum()) for a, b in pairs]
+        groups, proxy, kl = rollout.groups, None, None
+        if scorer.views:
+            members = [[*chain(*dealt.scores(name, groups))] for name in scorer.views]
+            proxy = self.ensemble(torch.tensor(members)).numpy()
+        if self.best_of == 1:
+            temperature = self.sampling.temperature or 1.0
+            policy = chain(*dealt.logps("policy", groups, temperature))
+            reference = chain(*dealt.logps("reference", groups, temperature))
+            pairs = zip(policy, reference, strict=True)
+            kl = [float((a.astype(float) - b.astype(float)).sum()) for a, b in pairs]
+        return Measured(proxy, kl)
 
     def rows(
-        self,
-        groups: Sequence[PromptGroup],
-        rollout: Rollout,
-        kept: Sequence[int],
-        proxy: np.ndarray | None,
-        kl: Sequence[float] | None,
-    ) -> list[dict[str, object]]:
-        """One mapping per kept sample, as the report reads them."""
+        self, groups: Sequence[PromptGroup], rollout: Rollout, measured: Measured
+    ) -> list[list[dict[str, object]]]:
+        """For each prompt one mapping per kept sample, as the report reads them."""
         from alignlab.rewards.annotator import prompt_text
 
-        per = self.samples * self.best_of
+        if not groups:
+            return []
+        per, proxy, kl = self.samples * self.best_of, measured.proxy, measured.kl
+        kept = list(range(len(groups) * per))
+        if self.best_of > 1 and proxy is not None:
+            kept = best_indices(proxy, self.best_of)
         texts = [t for group in rollout.completions for t in group]
         lengths = [len(c) for g in rollout.groups for c in g.completions]
         finished = list(rollout.finished)
@@ -177,7 +185,7 @@ class Evaluate(Stage):
         meta = [g.meta for g in chosen]
         gold = build(self.gold).score(prompts, completions, meta)
         audit = build(self.audit).score(prompts, completions, meta) if self.audit else None
-        return [
+        rows: list[dict[str, object]] = [
             {
                 "prompt_id": chosen[k].id,
                 "prompt": prompts[k],
@@ -192,26 +200,24 @@ class Evaluate(Stage):
             }
             for k, i in enumerate(kept)
         ]
+        return [rows[i : i + self.samples] for i in range(0, len(rows), self.samples)]
 
     def forgetting(
-        self,
-        backbone: Backbone,
-        groups: Sequence[PromptGroup],
-        tokenization: Tokenization,
-        engine: Engine,
+        self, dealt: Dealt, groups: Sequence[PromptGroup], tokenization: Tokenization
     ) -> float | None:
         """Policy's mean NLL (nats per token) on the human continuations of the same prompts."""
-        from alignlab.stages.sft import demonstrations, mean_nll
+        from alignlab.stages.sft import demonstrations
 
         human = [
             replace(g, completions=(str(g.meta["reference"]),))
             for g in groups
             if g.meta.get("reference")
         ] or [g for g in groups if g.completions]
-        if not human:
-            return None
         tokens: list[TokenGroup] = tokenization.groups(demonstrations(human))
-        return mean_nll(backbone, "policy", tokens, engine)
+        mine = dealt.logps("policy", dealt.workers.share(tokens))
+        found = [*chain(*dealt.workers.whole(mine))]
+        count = sum(map(len, found))
+        return -sum(float(x.sum(dtype=float)) for x in found) / count if count else None
 
     def reference_gold(self, groups: Sequence[PromptGroup]) -> float | None:
         """Mean gold reward of the data's own answers: an anchor for the gold of the policies."""
@@ -245,6 +251,14 @@ class Evaluate(Stage):
             group=group,
             row=self.max_prompt + self.max_completion,
         )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What models say of C samples: the proxy reward (C,), and log-ratios (C,) in nats."""
+
+    proxy: np.ndarray | None
+    kl: Sequence[float] | None
 
 
 def best_indices(scores: np.ndarray, n: int) -> list[int]:

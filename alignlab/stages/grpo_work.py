@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from alignlab.data.order import step_rows
 from alignlab.engine.work import Micro
-from alignlab.objectives.advantage import group_advantages, token_weights
+from alignlab.objectives.advantage import (
+    gae,
+    group_advantages,
+    mean_variance,
+    moments,
+    token_weights,
+    whiten,
+)
 from alignlab.objectives.divergence import token_kl
-from alignlab.objectives.policy import clip_fraction, clipped_surrogate, sequence_surrogate
+from alignlab.objectives.policy import (
+    clip_fraction,
+    clipped_surrogate,
+    clipped_weight_surrogate,
+    sequence_surrogate,
+    weight_clip_fraction,
+)
 from alignlab.objectives.stable import segment_sum
-from alignlab.rewards.shaping import missing_eos
+from alignlab.rewards.shaping import missing_eos, token_rewards
 from alignlab.stages.online import collect, pack_experience
 from alignlab.stages.online_metrics import rollout_metrics
 from alignlab.tensors import TokenLogps
@@ -135,13 +148,35 @@ class GRPOWork:
         if stage.kl_coef > 0 and stage.kl_place == "reward":
             scores = scores - stage.kl_coef * experience.log_ratio()
         owner = torch.arange(len(rows)).repeat_interleave(stage.group)
-        advantages = group_advantages(scores, owner, len(rows), kind=stage.advantage, epsilon=1e-4)
-        experience.tokens["advantages"] = [
-            a.expand(len(old)) for a, old in zip(advantages, experience.old, strict=True)
-        ]
-        still = (advantages.view(len(rows), stage.group) == 0).all(dim=1)
-        self.zero_share = float(still.double().mean())
+        advantages = self.advantages(experience, scores, owner)
+        experience.tokens["advantages"] = advantages
+        moved = torch.tensor([bool(a.any()) for a in advantages]).view(len(rows), stage.group)
+        self.zero_share = float((~moved.any(dim=1)).double().mean())
         return experience
+
+    def advantages(self, experience: Experience, scores: Tensor, owner: Tensor) -> list[Tensor]:
+        """Advantage of every token, (L,) for each completion; (C,) ``owner`` names its prompt.
+
+        Against the group, or whitened over the tokens of the whole rollout: of the group's mean
+        advantage (REINFORCE++ with baseline) or of the reward that is still to come (REINFORCE++).
+        """
+        stage, lengths = self.stage, experience.lengths
+        if stage.advantage == "whitened":
+            flat = scores.repeat_interleave(lengths)
+            if stage.kl_coef > 0 and stage.kl_place == "token_reward":
+                old, reference = torch.cat(experience.old), torch.cat(experience.reference)
+                rewards = token_rewards(scores, old, reference, stage.kl_coef, lengths)
+                of = torch.arange(len(lengths)).repeat_interleave(lengths)
+                flat, _ = gae(rewards, torch.zeros_like(rewards), of, gamma=1.0, lam=1.0)
+        else:
+            kind = "group_mean" if stage.advantage == "group_whitened" else stage.advantage
+            groups = len(experience.groups)
+            each = group_advantages(scores, owner, groups, kind=kind, epsilon=1e-4)
+            flat = each.repeat_interleave(lengths)
+        if stage.advantage.endswith("whitened"):
+            mean, variance = mean_variance(moments(flat))
+            flat = whiten(flat, mean, variance, shift_mean=True, epsilon=1e-8)
+        return list(flat.split(lengths.tolist()))
 
     def loss(self, view: View, micro: Micro) -> tuple[Tensor, Metrics]:
         """Weighted clipped surrogate plus the KL term where it belongs to the loss."""
@@ -161,27 +196,31 @@ class GRPOWork:
     def surrogate(self, new: Tensor, pack: OnlinePack) -> tuple[Tensor, Tensor]:
         """Weighted sum of the clipped surrogate, (), and 1 where the clip bites: (N,) or (C,).
 
-        With a ratio per sequence, a completion's term is weighted as one of its tokens is, so that
-        at ρ = 1 the gradient is the one of the ratio per token.
+        With a ratio per sequence, a completion's term is weighted so that at ρ = 1 the gradient is
+        the one of the ratio per token: as one of its tokens is, or as all of them together where
+        the ratio is their geometric mean (whose gradient is the mean of theirs).
         """
-        tokens, batch = pack.tokens, pack.batch
-        bounds = {"clip_low": self.stage.clip_low, "clip_high": self.stage.clip_high}
+        stage, tokens, batch = self.stage, pack.tokens, pack.batch
+        bounds = {"clip_low": stage.clip_low, "clip_high": stage.clip_high}
         logps = TokenLogps(new=new, old=tokens["old"])
         advantages, weights = tokens["advantages"], tokens["weights"]
-        if self.stage.ratio == "token":
+        if stage.ratio == "token":
             losses = clipped_surrogate(logps, advantages, **bounds)
-        else:
-            last = batch.lengths.cumsum(0) - 1  # of each completion, whose tokens all have the same
-            advantages, weights = advantages[last], weights[last]
-            completion = batch.target_completion
-            losses = sequence_surrogate(
-                logps, advantages, completion, batch.lengths, **bounds, ratio="product"
-            )
-            logps = TokenLogps(
-                new=segment_sum(new, completion, batch.completions),
-                old=segment_sum(logps.old, completion, batch.completions),
-            )
-        return (losses * weights).sum(), clip_fraction(logps, advantages, **bounds)
+            return (losses * weights).sum(), clip_fraction(logps, advantages, **bounds)
+        if stage.ratio == "token_weight":
+            losses = clipped_weight_surrogate(logps, advantages, **bounds)
+            return (losses * weights).sum(), weight_clip_fraction(logps, **bounds)
+        last = batch.lengths.cumsum(0) - 1  # of each completion, whose tokens all have the same
+        advantages, weights = advantages[last], weights[last]
+        completion, lengths = batch.target_completion, batch.lengths
+        mean = stage.ratio == "sequence_mean"
+        ratio: Literal["product", "geometric_mean"] = "geometric_mean" if mean else "product"
+        losses = sequence_surrogate(logps, advantages, completion, lengths, **bounds, ratio=ratio)
+        sums = [segment_sum(x, completion, batch.completions) for x in (new, logps.old)]
+        if mean:
+            weights, sums = weights * lengths, [x / lengths for x in sums]
+        whole = TokenLogps(new=sums[0], old=sums[1])
+        return (losses * weights).sum(), clip_fraction(whole, advantages, **bounds)
 
     def state(self) -> dict[str, Any]:
         """What is not a function of (seed, step): the rollouts in use."""

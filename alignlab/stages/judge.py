@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -36,6 +37,7 @@ class Judge(Stage):
     """
 
     kind: ClassVar[str] = "judge"
+    together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         "samples": Role(("evaluate",)),
         "opponent": Role(("evaluate",), optional=True),
@@ -68,17 +70,27 @@ class Judge(Stage):
         return "" if "judge" in self.inputs else str(build(self.judge).fingerprint())
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
-        """Write one row per match to ``samples.jsonl``; to the record what the judge is worth."""
+        """Write one row per match to ``samples.jsonl``; to the record what the judge is worth.
+
+        The questions to a judge that is a model are dealt out over the processes. An endpoint is
+        asked by the main process alone, which asks many at a time and has the budget.
+        """
         from alignlab.rewards.annotator import total
         from alignlab.rewards.judge.asking import Asker
         from alignlab.rewards.judge.rulings import repeated, sentinels, spread
+        from alignlab.stages.dealt_judge import DealtJudge
         from alignlab.stages.lineage import trained_on
         from alignlab.stages.matches import pair
         from alignlab.stages.session import cache_of
 
-        if not engine.workers().is_main:
+        workers, judge = engine.workers(), self.opened(inputs)
+        dealt = None
+        if workers.world > 1 and _run_fields(self.judge):
+            judge = dealt = DealtJudge(judge, workers)
+        if not workers.is_main:
+            if dealt is not None:
+                dealt.follow()
             return
-        judge = self.opened(inputs)
         pairing = pair(inputs["samples"], inputs.get("opponent"), self.prompts)
         if pairing.left_out:
             run.warn(f"judge: {pairing.left_out} samples have no opponent on their prompt")
@@ -90,11 +102,12 @@ class Judge(Stage):
         asker = Asker(judge, cache_of(run))
         earlier = {key: run.record[key] for key in asker.spent() if key in run.record}
         try:
-            rulings = list(self.rulings(asker, pairing.matches, run))
-            tried = [pairing.matches[i] for i in spread(pairing.ids, self.repeats)]
-            again = repeated(asker, tried)
-            tried = [pairing.matches[i] for i in spread(pairing.ids, self.sentinels)]
-            found = sentinels(asker, tried)
+            with dealt.followed() if dealt is not None else nullcontext():
+                rulings = list(self.rulings(asker, pairing.matches, run))
+                tried = [pairing.matches[i] for i in spread(pairing.ids, self.repeats)]
+                again = repeated(asker, tried)
+                tried = [pairing.matches[i] for i in spread(pairing.ids, self.sentinels)]
+                found = sentinels(asker, tried)
         finally:
             run.update_record(**total([earlier, asker.spent()]))  # over all sessions
         for row in pairing.rows(rulings):
@@ -142,11 +155,14 @@ class Judge(Stage):
         repeats = 2 * self.repeats if "base_url" in arguments else 0
         questions = 2 * matches + min(repeats, 2 * matches) + 3 * min(self.sentinels, matches)
         words = len(arguments["prompt"].text) // 4  # English has four letters to a token, about
-        tokens = questions * (words + samples.max_prompt + 2 * samples.max_completion)
+        length = words + samples.max_prompt + 2 * samples.max_completion
+        tokens = questions * length
         model = arguments.get("model") if "base_url" not in arguments else None
         if model is None or not is_made(model, cache):
             return Estimate(tokens=tokens)
-        return sampling_estimate(build(self.judge).backbone(model), cache, tokens=tokens)
+        judge = build(self.judge)
+        held = {"group": length, "row": length, "budget": judge.token_budget}
+        return sampling_estimate(judge.backbone(model), cache, tokens=tokens, **held)
 
     def record(
         self,

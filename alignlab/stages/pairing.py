@@ -6,8 +6,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from alignlab.data.group import NONE, TokenGroup
+from alignlab.data.group import NONE, TokenGroup, Verdict
 from alignlab.stages.reference import content
+
+DECIMALS = 5  # of a learned score: what follows is decided by the order of a sum
+
+
+def verdict_of_scores(scores: Iterable[float]) -> Verdict:
+    """What scores say of a prompt's completions; a difference of rounding alone is a tie.
+
+    Equal completions are scored in unlike micro-batches, and one is not better than the other.
+    """
+    return Verdict("scores", scores=tuple(round(score, DECIMALS) for score in scores))
+
+
+def of_use(group: TokenGroup, *, single: bool) -> bool:
+    """Whether a verdict tells something: an ordered pair, or one thumb where ``single`` do."""
+    if single:
+        return any(thumb is not None for thumb in group.verdict.desirable())
+    return bool(group.verdict.pairs())
 
 
 def best_and_worst(group: TokenGroup) -> TokenGroup:

@@ -6,29 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from alignlab.data.gate.limits import Limits
-from alignlab.engine.optimizer import Optimizer
 from alignlab.errors import ConfigError
-from alignlab.models.load import BackboneConfig
-from alignlab.rewards.ensemble import Ensemble
-from alignlab.rollout.sampling import Sampling
-from alignlab.rollout.vllm import WHERE, check_rollout
-from alignlab.spec import Spec, build
-from alignlab.stages.stage import Estimate, Role, Stage, filling, reject_truncated_sampling
+from alignlab.stages.online_stage import Online
+from alignlab.stages.stage import Estimate, Stage, filling
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from alignlab.data.group import TokenGroup
-    from alignlab.data.sources.source import Source
-    from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine
     from alignlab.run import Run
+    from alignlab.stages.online_stage import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPO(Stage):
+class PPO(Online):
     """Clipped policy gradient against a learned reward, with a value view of its own.
 
     Per token, r_t = −β(log π_old − log π_ref)_t + 1[t = T]·R; advantages by GAE, whitened over the
@@ -40,33 +33,10 @@ class PPO(Stage):
     eq. 2).
     """
 
-    version: ClassVar[int] = 4  # decoding rounds otherwise
     kind: ClassVar[str] = "ppo"
-    unkeyed: ClassVar[frozenset[str]] = Stage.unkeyed | WHERE
-    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"rollout"})
-    together: ClassVar[bool] = True
-    roles: ClassVar[Mapping[str, Role]] = {
-        "init": Role(("sft", "pretrain")),
-        "reference": Role(("sft", "pretrain")),
-        "reward": Role(("reward",), optional=True, many=True),
-    }
 
-    backbone: BackboneConfig
-    data: Spec
-    gate: Limits
-    reward: Spec | None
-    ensemble: Ensemble
-    monitor: Spec | None
-    max_prompt: Annotated[int, Range(min=1)]
-    max_completion: Annotated[int, Range(min=1)]
-    sampling: Sampling
-    rollout: Spec | None = None
-    prompts: Annotated[int, Range(min=1)]
-    rollout_batch: Annotated[int, Range(min=1)]
-    iterations: Annotated[int, Range(min=1)]
     ppo_epochs: Annotated[int, Range(min=1)]
     minibatches: Annotated[int, Range(min=1)]
-    optimizer: Optimizer
     kl_coef: Annotated[float, Range(min=0)]
     kl_target: Annotated[float, Range(min=0, min_open=True)] | None
     kl_horizon: Annotated[int, Range(min=1)]
@@ -76,18 +46,12 @@ class PPO(Stage):
     value_clip: Annotated[float, Range(min=0, min_open=True)]
     value_coef: Annotated[float, Range(min=0)]
     whiten_advantages: bool
-    missing_eos_score: float | None
     ptx_coef: Annotated[float, Range(min=0)]
     ptx_rows: Annotated[int, Range(min=0)]
 
     def validate(self) -> None:
-        """A reward is named, sampling is whole, and no minibatch is empty."""
-        if not filling("reward", self.inputs) and self.reward is None:
-            raise ConfigError(
-                "inputs.reward is missing: name a reward stage there, or set `reward`."
-            )
-        reject_truncated_sampling(self.sampling)
-        check_rollout(self.rollout, adapter=self.backbone.adapter.rank is not None)
+        """What every online stage asks for, and no minibatch is empty."""
+        super().validate()
         if self.minibatches > self.rollout_batch:
             raise ConfigError(
                 f"minibatches={self.minibatches} is more than rollout_batch={self.rollout_batch}."
@@ -95,36 +59,25 @@ class PPO(Stage):
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Alternate sampling and updates until ``iterations`` are done."""
-        from alignlab.data.template import Tokenization
         from alignlab.engine.loop import train
-        from alignlab.rollout.unfinished import rollout_file
         from alignlab.stages.budget import fit_online
         from alignlab.stages.finish import finish_training
-        from alignlab.stages.online import Scorer, prompts_of, require_prompts_for_all
-        from alignlab.stages.outside import outside_of
+        from alignlab.stages.online import Scorer
         from alignlab.stages.ppo_work import PPOWork
-        from alignlab.stages.session import open_backbone
 
-        require_prompts_for_all(engine, self.rollout_batch)
-        run = engine.workers().own(run)
-        backbone = open_backbone(self.backbone, run, engine, self.seed, trains=True)
-        backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
-        tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
-        data = build(self.data)
-        prompts = prompts_of(data, self.prompts, tokenization, run, self.gate)
-        ptx = self.demonstrations(data, tokenization, run, engine) if self.ptx_coef else ()
-        rewards = [inputs[name] for name in filling("reward", inputs)]
+        at = self.opened(inputs, run, engine)
+        run, backbone, prompts = at.run, at.backbone, at.prompts
+        ptx = self.demonstrations(at, engine) if self.ptx_coef else ()
         backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
-        source = (rewards[0] if rewards else inputs["init"]).model_dir
+        source = (at.rewards[0] if at.rewards else inputs["init"]).model_dir
         backbone.add("value", source=source, trainable=True, head=True)
-        scorer = Scorer(backbone, rewards, self.reward, engine, self.ensemble, self.monitor)
+        scorer = Scorer(backbone, at.rewards, self.reward, engine, self.ensemble, self.monitor)
         views = ["policy", "value"]
         step = -(-self.rollout_batch // self.minibatches)
         engine = fit_online(engine, backbone, views, prompts, self, run, completions=1, step=step)
-        keep = rollout_file(run.state_dir, engine.workers().rank)
-        longest = self.max_prompt + self.sampling.max_new_tokens
-        outside = outside_of(self.rollout, run, longest, whole=False)
-        work = PPOWork(self, backbone, tokenization, prompts, ptx, scorer, engine, keep, outside)
+        work = PPOWork(
+            self, backbone, at.tokenization, prompts, ptx, scorer, engine, at.keep, at.outside
+        )
         result = train(
             work,
             backbone,
@@ -138,26 +91,19 @@ class PPO(Stage):
         episodes = self.iterations * self.rollout_batch
         counts = {"prompts": episodes, "completions": episodes}
         finish_training(run, backbone, "policy", result, counts, forward_tokens=4 * work.sampled)
-        run.update_record(
-            label=self.label or self.name(),
-            reference=inputs["reference"].path.name,
-            rewards=[reward.path.name for reward in rewards],
-            tokens_sampled=work.sampled,
-            summary={"kl_coef": work.kl_coef},
-        )
+        self.note(at, inputs, sampled=work.sampled)
+        run.update_record(summary={"kl_coef": work.kl_coef})
 
-    def demonstrations(
-        self, data: Source, tokenization: Tokenization, run: Run, engine: Engine
-    ) -> Sequence[TokenGroup]:
+    def demonstrations(self, at: Setting, engine: Engine) -> Sequence[TokenGroup]:
         """Rows of the ``sft`` split for the pretraining term."""
         from alignlab.data.group import PromptGroup
         from alignlab.stages.session import tokenize
 
         return tokenize(
-            data,
+            at.data,
             "sft",
-            tokenization,
-            run,
+            at.tokenization,
+            at.run,
             engine,
             need="demonstration",
             limits=self.gate,
@@ -193,4 +139,5 @@ class PPO(Stage):
                 self.sampling, self.rollout_batch, prompt, times=self.iterations, live=True
             ),
             averages=int(self.optimizer.ema is not None),
+            optimizer=self.optimizer,
         )

@@ -82,7 +82,7 @@ class Pretrain(Stage):
         if engine.workers().is_main:
             initialise(folder, texts, self.architecture, self.seed)
         engine.workers().barrier()
-        backbone = open_backbone(self.backbone_of(folder), run, engine, self.seed, trains=True)
+        backbone = open_backbone(self.backbone_of(folder), run, engine, self.seed, shared=True)
         backbone.add("policy", source=None, trainable=True)
         groups = windows(backbone.tokenizer, texts, self.window)
         held_out = windows(backbone.tokenizer, held_out_texts, self.window)[: self.evaluate_rows]
@@ -150,7 +150,12 @@ class Pretrain(Stage):
             params_trained=sizes.total,
             tokens=self.tokens,
             flops=6.0 * sizes.total * self.tokens,
-            workload=Workload(model, trained=1, update=update),
+            workload=Workload(
+                model,
+                trained=1,
+                update=update,
+                states=self.optimizer.state_bytes(sizes.matrices / sizes.total),
+            ),
         )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from alignlab.data.batch import Batch
 from alignlab.engine.optimizer import Optimizer
 from alignlab.engine.stopping import EarlyStopping
+from alignlab.errors import ConfigError, DataError
 from alignlab.models.load import BackboneConfig
 from alignlab.spec import Spec, function
 from alignlab.stages.stage import Estimate, Role, Stage
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from alignlab.models.backbone import Backbone, View
     from alignlab.run import Run
     from alignlab.stages.session import Metrics, Packed
-    from alignlab.tensors import GroupScores
+    from alignlab.tensors import GroupScores, TargetScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class Reward(Stage):
     """Bradley–Terry over all pairs of a prompt as one batch element (InstructGPT §3.5, eq. 1).
 
     Every completion passes through the model once, whatever the number of pairs it takes part in.
+    An objective whose parameter is annotated `TargetScores` learns the scores themselves instead of
+    their order (regression, or a classifier of thumbs); rankings have none, and are left out.
     With ``pairs: shuffled`` every pair is an element of its own and all are shuffled together, so
     one pass over them takes up to K − 1 gradient steps on a completion: InstructGPT found that a
     single epoch overfits that way.
@@ -44,7 +48,7 @@ class Reward(Stage):
     kind: ClassVar[str] = "reward"
     together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
-        "init": Role(("sft", "pretrain")),
+        "init": Role(("sft", "pretrain", "merge")),
         "annotations": Role(("annotate",)),
     }
 
@@ -59,6 +63,14 @@ class Reward(Stage):
     evaluate_every: Annotated[int, Range(min=0)]
     early_stopping: EarlyStopping | None
 
+    def validate(self) -> None:
+        """Scores that are learned by themselves have no pairs to shuffle."""
+        if self.pairs == "shuffled" and learns_scores(self.objective) is not None:
+            raise ConfigError(
+                f"pairs=shuffled: {self.objective.target} learns the score of every completion by"
+                " itself, so there are no pairs; set pairs=together."
+            )
+
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Train the scalar head and its backbone on the annotated rankings."""
         from alignlab.engine.loop import train
@@ -68,28 +80,31 @@ class Reward(Stage):
         from alignlab.stages.session import OfflineWork, open_backbone
 
         run = engine.workers().own(run)
-        groups, held_out = (ordered(inputs["annotations"], s) for s in ("train", "validation"))
+        targets = learns_scores(self.objective) is not None
+        select = scored if targets else ordered
+        groups, held_out = (select(inputs["annotations"], s) for s in ("train", "validation"))
         require_verdicts(groups, inputs["annotations"])
+        require_shares(self.objective, groups, inputs["annotations"])
         elements = groups if self.pairs == "together" else single_pairs(groups)
-        backbone = open_backbone(self.backbone, run, engine, self.seed, trains=True)
+        backbone = open_backbone(self.backbone, run, engine, self.seed, shared=True)
         backbone.add("reward", source=inputs["init"].model_dir, trainable=True, head=True)
         require_own_template(inputs["annotations"], backbone)
         objective = function(self.objective)
 
-        def loss(view: View, packed: Packed) -> tuple[Tensor, Metrics]:
-            scores = group_scores(view.scores(packed.batch), packed.groups)
-            losses = objective(scores)
-            margin = (scores.reward[scores.better] - scores.reward[scores.worse]).detach()
-            return losses.sum() / packed.count, {
-                "accuracy": ((margin > 0).double().sum(), len(margin)),
-                "margin": (margin.double().sum(), len(margin)),
-            }
+        def evaluate() -> dict[str, float]:
+            return measured(backbone, held_out, objective, engine, targets=targets)
 
         engine = fit_offline(
             engine, backbone, "reward", elements, self.batch, self.optimizer, run, head=True
         )
         work = OfflineWork(
-            elements, self.batch, self.seed, engine, "reward", count=number, loss_of=loss
+            elements,
+            self.batch,
+            self.seed,
+            engine,
+            "reward",
+            count=number,
+            loss_of=partial(loss, objective, targets),
         )
         result = train(
             work,
@@ -100,20 +115,19 @@ class Reward(Stage):
             run=run,
             engine=engine,
             seed=self.seed,
-            evaluate=lambda: {"accuracy": pair_accuracy(backbone, "reward", held_out, engine)},
+            evaluate=evaluate,
             evaluate_every=self.evaluate_every if held_out else 0,
             early_stopping=self.early_stopping,
         )
+        summary: dict[str, float | None] = {"validation_accuracy": None}
+        summary |= {f"validation_{name}": value for name, value in evaluate().items()}
         if self.normalize:
             values = scores_of(backbone, "reward", groups, engine)
             backbone.set_normalization("reward", float(values.mean()), float(values.std()))
         finish_training(run, backbone, "reward", result, work.counts(result.steps))
-        accuracy = pair_accuracy(backbone, "reward", held_out, engine) if held_out else None
-        summary = {
-            "train_accuracy": pair_accuracy(backbone, "reward", groups, engine),
-            "validation_accuracy": accuracy,
-            "validation_pairs": sum(len(g.verdict.pairs()) for g in held_out),
-        }
+        if any(g.verdict.pairs() for g in groups):
+            summary["train_accuracy"] = pair_accuracy(backbone, "reward", groups, engine)
+        summary["validation_pairs"] = sum(len(g.verdict.pairs()) for g in held_out)
         label, packing = self.label or "reward model", work.packing(result.steps)
         run.update_record(label=label, packing=packing, summary=summary)
 
@@ -129,6 +143,39 @@ class Reward(Stage):
         return offline_estimate(self, cache, ranked, each=each, shown=shown, logits=False)
 
 
+def loss(
+    objective: Callable[..., Tensor], targets: bool, view: View, packed: Packed
+) -> tuple[Tensor, Metrics]:
+    """Loss of one micro-batch over the elements of the whole step, and what its pairs say."""
+    scores = group_scores(view.scores(packed.batch), packed.groups)
+    losses = objective(target_scores(scores.reward, packed.groups) if targets else scores)
+    margin = (scores.reward[scores.better] - scores.reward[scores.worse]).detach()
+    return losses.sum() / packed.count, {
+        "accuracy": ((margin > 0).double().sum(), len(margin)),
+        "margin": (margin.double().sum(), len(margin)),
+    }
+
+
+def measured(
+    backbone: Backbone,
+    groups: Sequence[TokenGroup],
+    objective: Callable[..., Tensor],
+    engine: Engine,
+    *,
+    targets: bool,
+) -> dict[str, float]:
+    """Accuracy of held-out pairs, where there are any, and the loss of held-out scores."""
+    found: dict[str, float] = {}
+    if not groups:
+        return found
+    scores = group_scores(scores_of(backbone, "reward", groups, engine), groups)
+    if len(scores.better):
+        found["accuracy"] = accuracy_of(scores)
+    if targets:
+        found["loss"] = float(objective(target_scores(scores.reward, groups)).mean())
+    return found
+
+
 def number(step: Sequence[TokenGroup]) -> float:
     """Number of elements of a step: the unit of the loss."""
     return float(len(step))
@@ -140,6 +187,43 @@ def ordered(annotations: Run, split: str) -> Sequence[TokenGroup]:
     from alignlab.stages.annotate import read
 
     return Selection.of(read(annotations, split), lambda group: bool(group.verdict.pairs()))
+
+
+def learns_scores(objective: Spec) -> type[TargetScores] | None:
+    """The type of scores that a reward objective learns, by its parameter's annotation; if any."""
+    from alignlab.spec import late
+    from alignlab.tensors import TargetScores
+
+    kinds = [kind for kind in late(objective).values() if isinstance(kind, type)]
+    return next((kind for kind in kinds if issubclass(kind, TargetScores)), None)
+
+
+def require_shares(objective: Spec, groups: Sequence[TokenGroup], annotations: Run) -> None:
+    """Refuse scores outside [0, 1] where the objective takes them for probabilities.
+
+    Raises:
+        DataError: names the first such prompt.
+    """
+    from alignlab.tensors import TargetShares
+
+    if learns_scores(objective) is not TargetShares:
+        return
+    for group in groups:
+        if not all(0 <= value <= 1 for value in group.verdict.utilities()):
+            raise DataError(
+                f"{annotations.name}: the scores of prompt '{group.id}' are not all in [0, 1]"
+                f" ({group.verdict.utilities()}), and {objective.target} takes them for"
+                " probabilities. Rescale them, or learn them with reward_objective=squared_error."
+            )
+
+
+def scored(annotations: Run, split: str) -> Sequence[TokenGroup]:
+    """Annotated groups of a split whose verdict gives every completion a score, or a thumb."""
+    from alignlab.data.mapped import Selection
+    from alignlab.stages.annotate import read
+
+    given = ("scores", "thumbs")
+    return Selection.of(read(annotations, split), lambda group: group.verdict.kind in given)
 
 
 def single_pairs(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
@@ -168,6 +252,22 @@ def group_scores(reward: Tensor, groups: Sequence[TokenGroup]) -> GroupScores:
     return GroupScores(reward, index_of(better), index_of(worse), index_of(owner), len(groups))
 
 
+def target_scores(reward: Tensor, groups: Sequence[TokenGroup]) -> TargetScores:
+    """The (C,) scores of a micro-batch beside those that the verdicts give."""
+    import torch
+
+    from alignlab.tensors import TargetScores
+
+    given = [value for group in groups for value in group.verdict.utilities()]
+    owner = [index for index, group in enumerate(groups) for _ in group.completions]
+    return TargetScores(
+        reward,
+        torch.tensor(given, dtype=reward.dtype, device=reward.device),
+        torch.tensor(owner, dtype=torch.long, device=reward.device),
+        len(groups),
+    )
+
+
 def scores_of(
     backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine
 ) -> Tensor:
@@ -182,6 +282,10 @@ def pair_accuracy(
     backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine
 ) -> float:
     """Share of ordered pairs whose better completion scores higher; a tie counts one half."""
-    scores = group_scores(scores_of(backbone, view, groups, engine), groups)
+    return accuracy_of(group_scores(scores_of(backbone, view, groups, engine), groups))
+
+
+def accuracy_of(scores: GroupScores) -> float:
+    """Share of ordered pairs that the scores order rightly; a tie counts one half."""
     gap = scores.reward[scores.better] - scores.reward[scores.worse]
     return float(((gap > 0).double() + 0.5 * (gap == 0).double()).mean())

@@ -35,6 +35,7 @@ class RewardBenchmark(Stage):
     """
 
     kind: ClassVar[str] = "reward_benchmark"
+    together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         "reward": Role(("reward",)),
         "annotations": Role(("annotate",), optional=True),
@@ -64,27 +65,34 @@ class RewardBenchmark(Stage):
         return " ".join([super().fingerprint(), *found])
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
-        """Score all completions; write a row per pair and what the rows say together."""
+        """Score all completions; write a row per pair and what the rows say together.
+
+        Of several processes each scores its share of the prompts.
+        """
         from alignlab.data.pack import group_tokens
         from alignlab.data.template import Tokenization
+        from alignlab.engine.dealt import Dealt, served
         from alignlab.evaluation.pairs import rows_of, summarise
         from alignlab.models.templates import template_hash
-        from alignlab.stages.reward import scores_of
         from alignlab.stages.session import open_backbone
 
-        run = engine.workers().own(run)
-        backbone = open_backbone(self.backbone, run, engine, self.seed)
+        workers = engine.workers()
+        run = workers.own(run)
+        backbone = open_backbone(self.backbone, run, engine, self.seed, shared=True)
         backbone.add("reward", source=inputs["reward"].model_dir, trainable=False, head=True)
         with backbone.view("reward") as view:
             gain = float(view.scalar_head.gain)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
         rows: list[dict[str, Any]] = []
         scored: list[TokenGroup] = []
-        for task, (groups, subsets) in self.load(inputs, tokenization, run).items():
-            scores = scores_of(backbone, "reward", groups, engine).tolist()
-            rows += rows_of(task, groups, scores, gain, subsets)
-            scored += groups
-        if engine.workers().is_main:
+        dealt = Dealt(backbone, workers, engine.budget)
+        with served(backbone):
+            for task, (groups, subsets) in self.load(inputs, tokenization, run).items():
+                found = workers.whole(dealt.scores("reward", workers.share(groups)))
+                scores = [score for part in found for score in part]
+                rows += rows_of(task, groups, scores, gain, subsets)
+                scored += groups
+        if workers.is_main:
             for name in ("samples.jsonl", "metrics.jsonl"):  # of an interrupted attempt
                 (run.path / name).unlink(missing_ok=True)
         for row in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -48,16 +48,19 @@ def open_backbone(
     seed: int,
     base: Path | None = None,
     *,
-    trains: bool = False,
+    shared: bool = False,
 ) -> Backbone:
     """Load the base model named by ``config`` (or the model folder ``base``) on the device.
 
-    For a stage that ``trains``, every process keeps its share of the weights at ZeRO 3.
+    For a stage that all processes work on (``shared``), each keeps its share of the weights at
+    ZeRO 3.
     """
-    from alignlab.engine.sharded import placing
+    from alignlab.engine.sharded import placing, require_stage
     from alignlab.models.backbone import Backbone
 
-    device, place = engine.workers().device, placing(engine) if trains else None
+    if shared:
+        require_stage(config.adapter, engine)
+    device, place = engine.workers().device, placing(engine) if shared else None
     backbone = Backbone.load(config, cache_of(run), device, base=base, seed=seed, place=place)
     layout, reason = backbone.layout
     run.update_record(layout=layout, layout_reason=reason, dtype=backbone.dtype_name)
@@ -163,6 +166,18 @@ class Packed:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+class Memory(Protocol):
+    """Something that a training carries from step to step beside the weights that it trains."""
+
+    def state(self) -> Mapping[str, Any]:
+        """What a checkpoint must hold of it."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` returned."""
+        ...
+
+
 @dataclass(frozen=True)
 class OfflineWork:
     """A training stage over a fixed list of prompt groups; a pure function of (seed, step).
@@ -182,6 +197,7 @@ class OfflineWork:
     loss_of: Callable[[View, Packed], tuple[Tensor, Metrics]]
     statistics: Callable[[Sequence[TokenGroup]], Mapping[str, Tensor]] | None = None
     extra_of: Callable[[Sequence[TokenGroup]], Mapping[str, Tensor]] | None = None
+    memory: Memory | None = None  # what is carried from step to step, if anything
 
     @cached_property
     def by_tokens(self) -> TokenSteps | None:
@@ -248,11 +264,13 @@ class OfflineWork:
         return self.loss_of(view, micro.data)
 
     def state(self) -> dict[str, Any]:
-        """Nothing: the data order is a function of (seed, step)."""
-        return {}
+        """What is carried along; the data order is a function of (seed, step)."""
+        return {} if self.memory is None else dict(self.memory.state())
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
+        """Restore what is carried along."""
+        if self.memory is not None:
+            self.memory.load_state(state)
 
 
 def parts(

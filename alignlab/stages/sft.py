@@ -10,11 +10,13 @@ from alignlab.data.batch import Batch
 from alignlab.data.gate.limits import Limits
 from alignlab.engine.optimizer import Optimizer
 from alignlab.engine.stopping import EarlyStopping
-from alignlab.errors import DataError
+from alignlab.errors import ConfigError, DataError
 from alignlab.models.dropout import ResidualDropout
 from alignlab.models.load import BackboneConfig
 from alignlab.spec import Spec, build
-from alignlab.stages.stage import Estimate, Role, Stage
+from alignlab.stages.anchors import anchored, require_anchor
+from alignlab.stages.imitation import Imitate
+from alignlab.stages.stage import START_KINDS, Estimate, Role, Stage
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from alignlab.data.group import PromptGroup, TokenGroup
+    from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone, View
     from alignlab.run import Run
@@ -34,12 +37,17 @@ class SFT(Stage):
     """Token-mean negative log-likelihood of the completions, over the global batch.
 
     L = −Σ log π(y_t | x, y_<t) / Σ |y|, both sums over every completion token (EOS included) of the
-    optimizer step, on all ranks. Prompts carry no loss.
+    optimizer step, on all ranks. Prompts carry no loss. With ``annotations`` the demonstrations are
+    sampled completions, chosen by ``imitate``.
     """
 
     kind: ClassVar[str] = "sft"
     together: ClassVar[bool] = True
-    roles: ClassVar[Mapping[str, Role]] = {"init": Role(("pretrain", "sft"), optional=True)}
+    roles: ClassVar[Mapping[str, Role]] = {
+        "init": Role(START_KINDS, optional=True),
+        "annotations": Role(("annotate",), optional=True),
+    }
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"anchor", "imitate"})
 
     backbone: BackboneConfig
     data: Spec
@@ -55,49 +63,47 @@ class SFT(Stage):
     evaluate_every: Annotated[int, Range(min=0)]
     evaluate_rows: Annotated[int, Range(min=1)]
     early_stopping: EarlyStopping | None
+    anchor: Spec | None = None
+    imitate: Imitate | None = None
+
+    def validate(self) -> None:
+        """An anchor is one; what is imitated of annotations is said where there are some."""
+        require_anchor(self.anchor)
+        if (self.imitate is None) == ("annotations" in self.inputs):
+            raise ConfigError(
+                "imitate says which completions of the annotate stage behind inputs.annotations are"
+                " imitated: set both (as stage best_of_n does), or neither."
+            )
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Train on the ``sft`` split; keep the policy (adapter or model) in the run folder."""
-        from alignlab.data.group import PromptGroup
         from alignlab.data.template import Tokenization
         from alignlab.engine.loop import train
+        from alignlab.stages.annotations import require_own_template
         from alignlab.stages.budget import fit_offline
         from alignlab.stages.finish import finish_training
-        from alignlab.stages.session import OfflineWork, open_backbone, tokenize
+        from alignlab.stages.session import OfflineWork, open_backbone
 
         run = engine.workers().own(run)
         init = inputs.get("init")
         pretrained = init.model_dir if init is not None and init.kind == "pretrain" else None
         backbone = open_backbone(
-            self.backbone, run, engine, self.seed, base=pretrained, trains=True
+            self.backbone, run, engine, self.seed, base=pretrained, shared=True
         )
-        source = init.model_dir if init is not None and init.kind == "sft" else None
+        source = init.model_dir if init is not None and init.kind != "pretrain" else None
         backbone.add("policy", source=source, trainable=True)
         if self.residual_dropout is not None:
             backbone.drop_residuals("policy", self.residual_dropout)
+        if "annotations" in inputs:
+            require_own_template(inputs["annotations"], backbone)
         tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
-        data = build(self.data)
-        groups = tokenize(
-            data,
-            "sft",
-            tokenization,
-            run,
-            engine,
-            need="demonstration",
-            limits=self.gate,
-            held_out=("validation", "test"),
-            select=PromptGroup.demonstration,
-            rows=self.rows,
-        )
-        held_out = tokenization.groups(
-            demonstrations(data.load("validation"))[: self.evaluate_rows]
-        )
+        groups, held_out = self._rows(tokenization, inputs, run, engine)
         engine = fit_offline(engine, backbone, "policy", groups, self.batch, self.optimizer, run)
         work = OfflineWork(
             groups, self.batch, self.seed, engine, "policy", count=completion_tokens, loss_of=loss
         )
         result = train(
-            work,
+            anchored(self.anchor, work, backbone, source),
             backbone,
             ["policy"],
             optimizer=self.optimizer,
@@ -116,15 +122,55 @@ class SFT(Stage):
             summary={"validation_nll": mean_nll(backbone, "policy", held_out, engine)},
         )
 
+    def _rows(
+        self, tokenization: Tokenization, inputs: Mapping[str, Run], run: Run, engine: Engine
+    ) -> tuple[Sequence[TokenGroup], Sequence[TokenGroup]]:
+        """Groups to train on, and held-out ones."""
+        from alignlab.data.group import PromptGroup
+        from alignlab.stages.session import tokenize
+
+        data = build(self.data)
+        groups: Sequence[TokenGroup] = ()
+        if self.imitate is None or self.imitate.demonstrations:
+            groups = tokenize(
+                data,
+                "sft",
+                tokenization,
+                run,
+                engine,
+                need="demonstration",
+                limits=self.gate,
+                held_out=("validation", "test"),
+                select=PromptGroup.demonstration,
+                rows=self.rows,
+            )
+        validation = demonstrations(data.load("validation"))[: self.evaluate_rows]
+        held_out = tokenization.groups(validation)
+        if self.imitate is None:
+            return groups, held_out
+        return self.imitate.added(inputs["annotations"], groups, held_out, self.evaluate_rows)
+
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Rows × epochs × the length limits (an upper bound on tokens)."""
-        from alignlab.stages.estimate import averages, shown_tokens, training_estimate, update_of
+        from alignlab.stages.annotate import annotated_rows
+        from alignlab.stages.estimate import (
+            averages,
+            shown_tokens,
+            starting_views,
+            training_estimate,
+            update_of,
+        )
 
-        size, shown = self.max_prompt + self.max_completion, self.epochs * (self.rows or 10_000)
+        size, rows = self.max_prompt + self.max_completion, float(self.rows or 10_000)
+        if self.imitate is not None:
+            each = self.imitate.best * annotated_rows(inputs)
+            rows = each + rows * self.imitate.demonstrations
+        shown = self.epochs * rows
         tokens = shown_tokens(self.batch, self.steps, prompts=shown, per_prompt=size)
         update = update_of(self.batch, tokens, group=size, prompt=self.max_prompt, completions=1)
+        held = {"averages": averages(self, cache), "frozen": starting_views(self)}
         return training_estimate(
-            self.backbone, cache, tokens=tokens, update=update, averages=averages(self)
+            self.backbone, cache, tokens=tokens, update=update, optimizer=self.optimizer, **held
         )
 
 

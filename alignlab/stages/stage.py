@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from alignlab.rollout.sampling import Sampling
     from alignlab.run import Run
 
-POLICY_KINDS = ("sft", "preference", "ppo", "grpo", "select")
-METHOD_KINDS = ("preference", "ppo", "grpo")  # what is compared: they train a policy from feedback
+# What is compared: they train a policy from feedback, offline or on what it samples meanwhile.
+ONLINE_KINDS = ("ppo", "grpo", "online_preference")
+METHOD_KINDS = ("preference", *ONLINE_KINDS)
+POLICY_KINDS = ("sft", *METHOD_KINDS, "select", "merge")
+START_KINDS = (*POLICY_KINDS, "pretrain")  # what a policy may start from, or be compared with
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,9 @@ class Stage(ABC):
             parts.append(identity(backbone.path, backbone.revision))
             if backbone.template is not None:
                 parts.append(template_identity(backbone.template))
+        anchor = getattr(self, "anchor", None)
+        if isinstance(anchor, Spec):
+            parts.append(build(anchor).fingerprint())
         return " ".join(parts)
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:

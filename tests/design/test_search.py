@@ -364,7 +364,7 @@ def test_the_default_space_fits_every_shipped_method(tmp_path: Path) -> None:
         stages = {name: build_stage(node, f"stages.{name}") for name, node in made.items()}
         assert ordered(stages)
         assert len(trials(made, "preference")) == 3
-    for stage in ("ppo", "grpo", "rloo", "dr_grpo", "dapo"):
+    for stage in ("ppo", "grpo", "rloo", "gspo", "cispo", "reinforce_pp", "online_dpo"):
         composed = compose(
             ["pipeline=instructgpt", f"stage@stages.policy={stage}", "search=default"]
         )

@@ -32,9 +32,14 @@ def relatives(base: str) -> dict[str, dict[str, Any]]:
 
 
 RELATIVES = relatives("grpo")
-PREFERENCE = tuple(OBJECTIVES)  # every yaml of conf/objective
+# Every view, with and without a reference, every statistic of a step. The other objectives differ
+# from one of these in their formula alone, and the laws of objectives hold them to any packing.
+PREFERENCE = (
+    *("cdpo", "dpo", "dpo_norm", "hinge", "ipo", "ipo_sum", "kto", "orpo", "rdpo", "simpo", "slic"),
+    *("bco", "dpo_ranking", "rrhf"),
+)
 OFFLINE = ("sft", "reward", *PREFERENCE)
-ONLINE = ("ppo", "ppo_ptx", "grpo", *RELATIVES)
+ONLINE = ("ppo", "ppo_ptx", "grpo", *RELATIVES, "online_dpo")
 METHODS = (*OFFLINE, *ONLINE)
 CLIPPED = ("sft", "ppo", "ipo", "ipo_sum")  # the gradients of IPO are 10 to 300 here
 
@@ -54,6 +59,10 @@ def method(chain: Chain, name: str, **changes: Any) -> tuple[Stage, dict[str, Ru
         return pretraining(chain.lab), {}
     if name == "annotate":
         return chain.lab.stage("annotate", validation_share=0.2, **changes), chain.inputs("policy")
+    if name == "annotate_by_reward":
+        roles = {"policy": "sft", "reward": "reward"}
+        stage = chain.lab.stage("annotate", inputs=roles, prompts=9, **changes)
+        return stage, chain.inputs("policy", "reward")
     if name == "evaluate":
         stage = chain.lab.stage("evaluate_sft", best_of=2, split="validation", **changes)
         return stage, {**chain.inputs("policy", "reference", "reward")}
@@ -71,6 +80,10 @@ def method(chain: Chain, name: str, **changes: Any) -> tuple[Stage, dict[str, Ru
         if name == "ppo_ptx":
             own |= {"ptx_coef": 1.0, "ptx_rows": 6}
         stage, inputs = chain.online("ppo", **{**own, "sampling__temperature": 1.1, **changes})
+        return stage, {**inputs, "reference": early(chain)}
+    if name == "online_dpo":
+        own = {"rollout_batch": 6, "completions": 3, "updates": 2, "sampling__temperature": 1.1}
+        stage, inputs = chain.online("online_dpo", **{**own, "missing_eos_score": None, **changes})
         return stage, {**inputs, "reference": early(chain)}
     own = {**RELATIVES.get(name, {}), "rollout_batch": 6, "updates": 2}
     own["sampling__temperature"] = 1.1

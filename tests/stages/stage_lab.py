@@ -32,6 +32,7 @@ from alignlab.stages.stage import Stage
 
 # A larger eps than AdamW's customary 1e-8: with that one, a gradient of nothing but rounding noise
 # makes a full step, and no two orders of summation could be compared to six digits.
+METHOD_INPUTS = {"init": "sft", "reference": "sft", "reward": "reward"}
 OPTIMIZER = {
     "optimizer.learning_rate": 1e-2,
     "optimizer.eps": 1e-3,
@@ -79,6 +80,13 @@ class Lab:
             [
                 "experiment=smoke",
                 "pipeline=compare",
+                "+stage@stages.online_dpo=online_dpo",
+                "+stage@stages.best_of_n=best_of_n",
+                *(
+                    f"++stages.online_dpo.inputs.{role}={source}"
+                    for role, source in METHOD_INPUTS.items()
+                ),
+                "++stages.best_of_n.inputs.annotations=annotate",
                 f"data.path={data}",
                 "data.validation=0.1",
                 "data.test=0.1",

@@ -359,3 +359,16 @@ def test_the_stage_has_no_hidden_fields(chain: Chain, both: dict[str, Run]) -> N
     one = chain.lab.run(stage(reward_judge()), both)
     two = chain.lab.run(replace(stage(reward_judge()), seed=5), both)
     assert one.samples() == two.samples()
+
+
+def test_the_lengths_of_a_judge_are_known_before_it_runs(chain: Chain, tmp_path: Any) -> None:
+    named = compose(["judge=local", "judge.model=package:reviews_lm", "judge.token_budget=1000"])
+    judge = stage(named["judge"])
+    samples = chain.lab.stage("evaluate_sft", samples=2)
+    found = judge.estimate(tmp_path, {"samples": samples, "opponent": samples}).workload
+    assert found is not None
+    # One question: the instructions, the prompt and two answers; passes of the judge's own budget.
+    words = len(build(judge.judge).prompt.text) // 4
+    assert found.row == found.group == words + samples.max_prompt + 2 * samples.max_completion
+    assert found.budget == 1000
+    assert found.scored % found.row == 0

@@ -38,7 +38,7 @@ CONTAINS_P = {
 def relative(name: str) -> dict[str, Any]:
     """What conf/stage/<name>.yaml changes about GRPO."""
     changes = yaml.safe_load((conf_dir() / "stage" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return {k: v for k, v in changes.items() if k != "defaults"}
+    return {k: v for k, v in changes.items() if k not in ("defaults", "updates")}
 
 
 RELATIVES = {
@@ -46,6 +46,10 @@ RELATIVES = {
     "dr_grpo": relative("dr_grpo"),
     "dapo": relative("dapo"),
     "rloo": relative("rloo"),
+    "gspo": {**relative("gspo"), "clip_low": 0.02, "clip_high": 0.04},
+    "cispo": {**relative("cispo"), "clip_low": 0.1, "clip_high": 0.2},
+    "reinforce_pp": {**relative("reinforce_pp"), "kl_coef": 0.3},
+    "reinforce_pp_baseline": relative("reinforce_pp_baseline"),
     "k2": {"kl_estimator": "k2"},
     "k3_gradient_k2": {"kl_estimator": "k3_gradient_k2", "normalizer": "token"},
     "sequence_ratio_with_kl": {"ratio": "sequence", "kl_coef": 0.3},
@@ -72,6 +76,13 @@ class NaiveGRPO:
                 for g in self.groups
             ]
         self.advantages = [self.advantage(i) for i in range(len(self.groups))]
+        if stage.advantage in ("whitened", "group_whitened"):
+            everything = [a for group in self.advantages for row in group for a in row]
+            mean = sum(everything) / len(everything)
+            std = (sum((a - mean) ** 2 for a in everything) / len(everything)) ** 0.5
+            self.advantages = [
+                [[(a - mean) / std for a in row] for row in group] for group in self.advantages
+            ]
 
     def logps(self, model: Any, group: Any) -> list[torch.Tensor]:
         return [
@@ -79,20 +90,37 @@ class NaiveGRPO:
             for c in group.completions
         ]
 
-    def advantage(self, i: int) -> list[float]:
+    def advantage(self, i: int) -> list[list[float]]:
+        """Of every token of every completion of prompt i."""
+        lengths = [len(c) for c in self.groups[i].completions]
+        rewards = self.rewards(i)
+        if self.stage.advantage == "whitened":
+            gaps = [self.old[i][j] - self.ref[i][j] for j in range(len(lengths))]
+            beta = self.stage.kl_coef
+            return [
+                [rewards[j] - beta * float(gaps[j][t:].sum()) for t in range(n)]
+                for j, n in enumerate(lengths)
+            ]
+        return [[a] * n for a, n in zip(self.relative(rewards), lengths, strict=True)]
+
+    def rewards(self, i: int) -> list[float]:
         stage, rewards = self.stage, []
         for j, score in enumerate(self.scores[i]):
             value = score if self.finished[i][j] else stage.missing_eos_score
             if stage.kl_place == "reward":
                 value -= stage.kl_coef * float((self.old[i][j] - self.ref[i][j]).sum())
             rewards.append(value)
+        return rewards
+
+    def relative(self, rewards: list[float]) -> list[float]:
+        stage = self.stage
         if len(set(rewards)) == 1:
             return [0.0] * len(rewards)
         n, mean = len(rewards), sum(rewards) / len(rewards)
         if stage.advantage == "group_std":
             std = (sum((r - mean) ** 2 for r in rewards) / (n - 1)) ** 0.5
             return [(r - mean) / (std + 1e-4) for r in rewards]
-        if stage.advantage == "group_mean":
+        if stage.advantage in ("group_mean", "group_whitened"):
             return [r - mean for r in rewards]
         return [r - (sum(rewards) - r) / (n - 1) for r in rewards]  # against the others
 
@@ -109,13 +137,19 @@ class NaiveGRPO:
                     weight = 1 / sum(lengths)
                 else:
                     weight = 1 / stage.sampling.max_new_tokens / len(lengths)
+                gain = self.advantages[i][j]
                 if stage.ratio == "sequence":
                     ratio = torch.exp((new[j] - self.old[i][j]).sum())
-                    loss = loss - weight * self.pessimistic(ratio, self.advantages[i][j])
+                    loss = loss - weight * self.pessimistic(ratio, gain[0])
+                if stage.ratio == "sequence_mean":
+                    ratio = torch.exp((new[j] - self.old[i][j]).mean())
+                    loss = loss - weight * len(completion) * self.pessimistic(ratio, gain[0])
                 for t in range(len(completion)):
+                    ratio = torch.exp(new[j][t] - self.old[i][j][t])
                     if stage.ratio == "token":
-                        ratio = torch.exp(new[j][t] - self.old[i][j][t])
-                        loss = loss - weight * self.pessimistic(ratio, self.advantages[i][j])
+                        loss = loss - weight * self.pessimistic(ratio, gain[t])
+                    if stage.ratio == "token_weight":
+                        loss = loss - weight * self.cut(float(ratio.detach())) * gain[t] * new[j][t]
                     if stage.kl_place == "loss":
                         kl = self.kl(new[j][t], self.ref[i][j][t])
                         loss = loss + weight * stage.kl_coef * kl
@@ -123,8 +157,11 @@ class NaiveGRPO:
 
     def pessimistic(self, ratio: torch.Tensor, a: float) -> torch.Tensor | float:
         plain = float(ratio.detach())
-        near = min(max(plain, 1 - self.stage.clip_low), 1 + self.stage.clip_high)
+        near = self.cut(plain)
         return ratio * a if plain * a <= near * a else near * a
+
+    def cut(self, ratio: float) -> float:
+        return min(max(ratio, 1 - self.stage.clip_low), 1 + self.stage.clip_high)
 
     def kl(self, new: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
         if self.stage.kl_estimator == "k3":
@@ -140,7 +177,7 @@ class NaiveGRPO:
 
 @pytest.mark.conformance(
     "closed form",
-    "GRPO, Dr.GRPO, DAPO, RLOO",
+    "GRPO, Dr.GRPO, DAPO, RLOO, GSPO, CISPO, REINFORCE++",
     "a whole iteration equals one in naive float64 loops: weights to 1e-5",
 )
 @pytest.mark.parametrize("name", RELATIVES)
@@ -302,6 +339,48 @@ def test_k1_in_the_loss_is_refused(chain: Chain) -> None:
         chain.online("grpo", kl_estimator="k1", kl_coef=0.1)
     chain.online("grpo", kl_estimator="k1", kl_coef=0.1, kl_place="reward")
     chain.online("grpo", kl_estimator="k1", kl_coef=0.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group": 1}, "group=1: advantage=group_std compares the completions of one prompt"),
+        ({"updates": 5, "rollout_batch": 4}, "updates=5 is more than rollout_batch=4"),
+        ({"kl_place": "token_reward"}, "advantage=group_std one to a completion"),
+        (
+            {"kl_place": "token_reward", "advantage": "whitened", "ratio": "sequence_mean"},
+            "ratio=sequence_mean takes a completion as one action",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    chain: Chain, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        chain.online("grpo", **changes)
+
+
+@pytest.mark.conformance(
+    "equivalence",
+    "GSPO and CISPO",
+    "on-policy, with one update of a rollout, the same step as GRPO without KL, to 1e-5",
+)
+@pytest.mark.parametrize(("name", "normalizer"), [("gspo", "sequence"), ("cispo", "token")])
+def test_on_policy_the_relatives_are_grpo(chain: Chain, name: str, normalizer: str) -> None:
+    runs = []
+    for changes in (relative(name), {"kl_coef": 0.0, "normalizer": normalizer}):
+        stage, inputs = chain.online("grpo", updates=1, iterations=1, **changes)
+        runs.append(chain.lab.run(stage, inputs))
+    assert largest_difference(weights(runs[0]), weights(runs[1])) < 1e-5
+    assert largest_difference(weights(runs[0]), weights(chain.sft)) > 1e-3
+
+
+def test_reinforce_pp_needs_no_group(chain: Chain) -> None:
+    stage, inputs = chain.online("grpo", group=1, rollout_batch=8, **relative("reinforce_pp"))
+    run = chain.lab.run(stage, inputs)
+    assert run.record["label"] == "REINFORCE++ (G=1, β=0.01)"
+    assert run.record["completions"] == run.record["prompts"]
+    assert largest_difference(weights(run), weights(chain.sft)) > 1e-3
 
 
 def test_without_a_kl_term_no_reference_is_loaded(chain: Chain, caught: Caught) -> None:

@@ -25,8 +25,8 @@ from alignlab.spec import function
 from alignlab.stages import session
 from alignlab.stages.annotate import read
 from alignlab.stages.pairing import mismatched
-from alignlab.stages.preference import Terms
 from alignlab.stages.reference import ReferenceLogps, completion_sums
+from alignlab.stages.terms import Terms
 
 
 def plain_sums(folder: Any, groups: Any, cache: Any) -> torch.Tensor:
@@ -256,7 +256,7 @@ def test_mismatched_prompts_may_have_other_numbers_of_completions(chain: Chain) 
 
 def test_kto_carries_no_reference_through_training(chain: Chain, monkeypatch) -> None:
     views = []
-    from alignlab.stages.preference import Terms as Real
+    from alignlab.stages.terms import Terms as Real
 
     real = Real.kl_point
 

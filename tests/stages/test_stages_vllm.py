@@ -239,7 +239,7 @@ def test_what_is_no_sampler_is_refused(chain: Chain) -> None:
 
 
 def test_only_what_samples_is_in_the_key(lora_chain: Chain) -> None:
-    from alignlab.plan import stage_key
+    from alignlab.keys import stage_key
 
     def key(rollout: Any) -> str:
         stage, _ = online(lora_chain, "grpo", rollout)

@@ -28,9 +28,10 @@ def start(
     processes: int,
     *,
     patience: float = 300.0,
+    script: Path = HERE,
     **environment: str,
 ) -> None:
-    """Run this script in ``processes`` processes that train together, and wait for them."""
+    """Run ``script`` in ``processes`` processes of a group, and wait for them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,7 +48,7 @@ def start(
     }
     workers = [
         subprocess.Popen(
-            [sys.executable, str(HERE), str(folder)],
+            [sys.executable, str(script), str(folder)],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,137 @@
+"""What PPO, GRPO and online preference optimization have in common: fields, checks, the opening."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from alignlab.data.gate.limits import Limits
+from alignlab.engine.optimizer import Optimizer
+from alignlab.errors import ConfigError
+from alignlab.models.load import BackboneConfig
+from alignlab.rewards.ensemble import Ensemble
+from alignlab.rollout.sampling import Sampling
+from alignlab.rollout.vllm import WHERE, check_rollout
+from alignlab.spec import Spec, build
+from alignlab.stages.stage import START_KINDS, Role, Stage, filling, reject_truncated_sampling
+from alignlab.typed import Range
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from alignlab.data.group import TokenGroup
+    from alignlab.data.sources.source import Source
+    from alignlab.data.template import Tokenization
+    from alignlab.engine.distributed import Engine
+    from alignlab.models.backbone import Backbone
+    from alignlab.run import Run
+    from alignlab.stages.outside import Outside
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an online stage works with once it has begun; the backbone has the view ``policy``."""
+
+    run: Run
+    backbone: Backbone
+    tokenization: Tokenization
+    data: Source
+    prompts: list[TokenGroup]
+    rewards: list[Run]
+    keep: Path  # a file of this process for the rollout in use, should a signal come
+    outside: Outside | None  # what samples in place of the policy itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online(Stage):
+    """Trains on completions that the policy itself samples meanwhile, judged as they come.
+
+    ``iterations`` times: ``rollout_batch`` prompts are sampled for and scored, then the policy
+    makes a few updates on what it said.
+    """
+
+    version: ClassVar[int] = 4  # decoding rounds otherwise
+    unkeyed: ClassVar[frozenset[str]] = Stage.unkeyed | WHERE
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"rollout"})
+    together: ClassVar[bool] = True
+    roles: ClassVar[Mapping[str, Role]] = {
+        "init": Role(START_KINDS),
+        "reference": Role(START_KINDS),
+        "reward": Role(("reward",), optional=True, many=True),
+    }
+
+    backbone: BackboneConfig
+    data: Spec
+    gate: Limits
+    reward: Spec | None
+    ensemble: Ensemble
+    monitor: Spec | None
+    max_prompt: Annotated[int, Range(min=1)]
+    max_completion: Annotated[int, Range(min=1)]
+    sampling: Sampling
+    rollout: Spec | None = None
+    prompts: Annotated[int, Range(min=1)]
+    rollout_batch: Annotated[int, Range(min=1)]
+    iterations: Annotated[int, Range(min=1)]
+    optimizer: Optimizer
+    missing_eos_score: float | None
+
+    def validate(self) -> None:
+        """A reward is named, and what samples can do what is asked of it."""
+        self.require_reward()
+        reject_truncated_sampling(self.sampling)
+        check_rollout(self.rollout, self.backbone.adapter)
+
+    def require_reward(self) -> None:
+        """Refuse a stage that nothing scores the completions of."""
+        if not filling("reward", self.inputs) and self.reward is None:
+            raise ConfigError(
+                "inputs.reward is missing: name a reward stage there, or set `reward`."
+            )
+
+    def opened(
+        self, inputs: Mapping[str, Run], run: Run, engine: Engine, *, whole: bool = False
+    ) -> Setting:
+        """Load the policy and read the prompts.
+
+        ``whole``: rollouts of another sampler are corrected by one weight for each completion.
+        """
+        from alignlab.data.template import Tokenization
+        from alignlab.rollout.unfinished import rollout_file
+        from alignlab.stages.online import prompts_of, require_prompts_for_all
+        from alignlab.stages.outside import outside_of
+        from alignlab.stages.session import open_backbone
+
+        require_prompts_for_all(engine, self.rollout_batch)
+        run = engine.workers().own(run)
+        backbone = open_backbone(self.backbone, run, engine, self.seed, shared=True)
+        backbone.add("policy", source=inputs["init"].model_dir, trainable=True)
+        tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
+        data = build(self.data)
+        longest = self.max_prompt + self.sampling.max_new_tokens
+        return Setting(
+            run=run,
+            backbone=backbone,
+            tokenization=tokenization,
+            data=data,
+            prompts=prompts_of(data, self.prompts, tokenization, run, self.gate),
+            rewards=[inputs[name] for name in filling("reward", inputs)],
+            keep=rollout_file(run.state_dir, engine.workers().rank),
+            outside=outside_of(self.rollout, run, longest, whole=whole),
+        )
+
+    def note(self, setting: Setting, inputs: Mapping[str, Run], *, sampled: int) -> None:
+        """Write into the run record what every online stage says of itself."""
+        if "reference" in inputs:
+            setting.run.update_record(reference=inputs["reference"].path.name)
+        setting.run.update_record(
+            label=self.label or self.name(),
+            rewards=[reward.path.name for reward in setting.rewards],
+            tokens_sampled=sampled,
+        )
+
+    @abstractmethod
+    def name(self) -> str:
+        """Short name for tables."""
