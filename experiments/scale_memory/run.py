@@ -23,6 +23,8 @@ ROOT = HERE.parent.parent
 MODELS = ("reviews_lm", "smollm2")
 SETTINGS = ("full", "lora")
 STAGES = (0, 1, 2, 3)
+# Blocks from this size on are mapped, and given back when they are freed (glibc).
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
 SHOWN = ("parameters", "gradients", "master_weights", "optimizer")
 
 
@@ -69,6 +71,7 @@ def measure(args: argparse.Namespace, model: str, adapter: str, zero: int) -> di
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        **(RETURNING if args.returning else {}),
         "WORLD_SIZE": str(args.processes),
         "LOCAL_WORLD_SIZE": str(args.processes),
         "MASTER_ADDR": "127.0.0.1",
@@ -94,7 +97,7 @@ def measure(args: argparse.Namespace, model: str, adapter: str, zero: int) -> di
     if any(codes):
         raise SystemExit(f"{folder.name} failed:\n{(folder / 'log').read_text()[-3000:]}")
     found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    return {**found, "seconds": time.monotonic() - began}
+    return {**found, "returning": args.returning, "seconds": time.monotonic() - began}
 
 
 def row(model: str, adapter: str, zero: int, found: dict[str, Any]) -> dict[str, Any]:
@@ -107,6 +110,7 @@ def row(model: str, adapter: str, zero: int, found: dict[str, Any]) -> dict[str,
         "model": model,
         "training": adapter,
         "zero": zero,
+        "allocator": "returning" if found["returning"] else "default",
         "processes": len(parts),
         "params_total": total,
         "params_trained": trained,
@@ -117,6 +121,11 @@ def row(model: str, adapter: str, zero: int, found: dict[str, Any]) -> dict[str,
         "load_before": LOAD,
         "measured": time.strftime("%Y-%m-%d %H:%M"),
     }
+
+
+def of(found: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is the measurement of."""
+    return tuple(found[name] for name in ("model", "training", "allocator", "zero"))
 
 
 def about() -> dict[str, Any]:
@@ -131,14 +140,16 @@ LOAD = round(os.getloadavg()[0], 2)  # of the last minute, before this began
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as the README shows them."""
-    heads = ["model", "training", "ZeRO", "weights", "gradients", "master copy", "moments"]
+    heads = ["model", "training", "ZeRO", "allocator", "weights", "gradients", "master copy"]
+    heads += ["moments"]
     heads += ["tensors, MiB", "resident between steps, MiB", "peak in a step, MiB"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for found in rows:
         millions = [f"{found['elements'][name] / 1e6:.2f}" for name in SHOWN]
         names = ("tensor_bytes", "resident_between_steps", "peak_in_steps")
         mebibytes = [f"{found[name] / 2**20:,.0f}" for name in names]
-        cells = [found["model"], found["training"], str(found["zero"]), *millions, *mebibytes]
+        cells = [found["model"], found["training"], str(found["zero"])]
+        cells += [found["allocator"], *millions, *mebibytes]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -153,9 +164,7 @@ def main() -> None:
         for adapter in args.training:
             for zero in args.zero:
                 new = row(model, adapter, zero, measure(args, model, adapter, zero))
-                same = (model, adapter, zero)
-                kept = [r for r in kept if (r["model"], r["training"], r["zero"]) != same]
-                kept = sorted([*kept, new], key=lambda r: (r["model"], r["training"], r["zero"]))
+                kept = sorted([*(r for r in kept if of(r) != of(new)), new], key=of)
                 text = json.dumps({"machine": about(), "rows": kept}, indent=1)
                 file.write_text(text + "\n", encoding="utf-8")
                 print(table([new]).splitlines()[-1], flush=True)
@@ -172,6 +181,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4, help="prompts of an optimizer step")
     parser.add_argument("--budget", type=int, default=256, help="tokens of a micro-batch")
+    parser.add_argument("--returning", action="store_true", help="give freed memory back at once")
     parser.add_argument("--scratch", type=Path, default=ROOT / "runs" / "scale_memory")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
