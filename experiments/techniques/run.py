@@ -1,0 +1,212 @@
+"""Every technique of conf/adapter on one start and one set of pairs; writes the table. README.md.
+
+``python experiments/techniques/run.py --store DIR``, then with ``--part cost`` on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CHOSEN_ON, REPORTED_ON = 0, (1, 2)  # training seeds
+# The fewer parameters, the larger the rate; three each, a factor of about three apart.
+USUAL, SMALL, TINY = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)
+RATES = {
+    "full": (1e-4, 3e-4, 1e-3),
+    "bitfit": TINY,
+    "ia3": TINY,
+    "layernorm": TINY,
+    "prefix": TINY,
+    "prompt": TINY,
+    "prompt_text": TINY,
+    "ptuning": SMALL,
+    "vera": TINY,
+}
+SCORES = {"reward": "validation_accuracy", "preference": "accuracy"}
+FIRST = ("full", "lora")
+
+
+def techniques() -> list[str]:
+    """Names of conf/adapter: those that others are compared with, then all others."""
+    names = sorted(path.stem for path in (ROOT / "conf" / "adapter").glob("*.yaml"))
+    return [*FIRST, *(name for name in names if name not in FIRST)]
+
+
+def rates_of(name: str) -> tuple[float, ...]:
+    """Learning rates that are tried."""
+    return RATES.get(name, USUAL)
+
+
+def run(
+    args: argparse.Namespace, name: str, rates: Sequence[Mapping[str, float]], seeds: Sequence[int]
+) -> list[Any]:
+    """Every setting of ``rates`` with every seed, in one process: records by stage, or a refusal.
+
+    The rates of a setting are swept together: one is the interpolation of the other.
+    """
+    where = {**os.environ, "ALIGNLAB_RUNS": str(args.store)}
+    common = ["experiment=techniques", f"adapter@technique={name}", "report=false"]
+    common += ["tracking=disabled", f"engine.threads={args.threads}", *args.overrides]
+    jobs = [
+        [f"seed={seed}", *(f"stages.{s}.optimizer.learning_rate={r}" for s, r in setting.items())]
+        for setting in rates
+        for seed in seeds
+    ]
+    found: list[Any] = []
+    for job in jobs:  # those of one sweep would have to be told apart by their fields
+        command = [sys.executable, "-m", "alignlab", "plan", "--json", *common, *job]
+        planned = subprocess.run(command, env=where, capture_output=True, text=True)
+        if planned.returncode:
+            return [reason(planned.stderr, "alignlab: ")] * len(jobs)
+        stages = json.loads(planned.stdout)["stages"]
+        found.append({s["name"]: args.store / f"{s['kind']}-{s['key']}" for s in stages})
+    swept = [f"seed={','.join(map(str, seeds))}", *together(rates)]
+    command = [sys.executable, "-m", "alignlab", "run", "-m", *common, *swept]
+    done = subprocess.run(command, env=where, capture_output=True, text=True)
+    print(name, *swept, "done" if not done.returncode else done.returncode, flush=True)
+    for i, folders in enumerate(found):
+        if all((folder / "DONE").is_file() for folder in folders.values()):
+            found[i] = {
+                stage: json.loads((folder / "record.json").read_text(encoding="utf-8"))
+                for stage, folder in folders.items()
+            }
+        else:
+            found[i] = reason(done.stdout + done.stderr, "failed ")
+    return found
+
+
+def together(rates: Sequence[Mapping[str, float]]) -> list[str]:
+    """Overrides of one sweep over ``rates``: one setting as it is, several with equal rates."""
+    stages = list(rates[0])
+    if len(rates) == 1:
+        return [f"stages.{s}.optimizer.learning_rate={rates[0][s]}" for s in stages]
+    first, *others = (f"stages.{s}.optimizer.learning_rate" for s in stages)
+    values = ",".join(str(setting[stages[0]]) for setting in rates)
+    return [f"{first}={values}", *(f"{other}=${{{first}}}" for other in others)]
+
+
+def reason(said: str, start: str) -> str:
+    """The first sentence of what was refused."""
+    line = next((x for x in said.splitlines() if x.startswith(start)), said.strip()[-200:])
+    return line.removeprefix(start).split("; ")[0]
+
+
+def measured(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """One row: the rates that did best on one seed, and what they give on others."""
+    rates = rates_of(name)
+    tried = run(args, name, [dict.fromkeys(SCORES, rate) for rate in rates], [CHOSEN_ON])
+    worked = {r: a for r, a in zip(rates, tried, strict=True) if not isinstance(a, str)}
+    if not worked:
+        return {"technique": name, "refused": tried[0]}
+    best = {
+        stage: max(worked, key=lambda rate: worked[rate][stage]["summary"][score])
+        for stage, score in SCORES.items()
+    }
+    found = run(args, name, [best], REPORTED_ON)
+    broken = [answer for answer in found if isinstance(answer, str)]
+    if broken:
+        return {"technique": name, "refused": broken[0]}
+    row: dict[str, Any] = {"technique": name, "rates": best, "seeds": list(REPORTED_ON)}
+    first = found[0]["reward"]
+    row["trained"] = first["params_trained"]
+    row["share"] = first["params_trained"] / first["params_total"]
+    for key, stage, read in (
+        ("reward_accuracy", "reward", "validation_accuracy"),
+        ("dpo_accuracy", "preference", "accuracy"),
+        ("gold", "evaluate", "gold"),
+        ("kl", "evaluate", "kl"),
+    ):
+        row[key] = [answer[stage]["summary"][read] for answer in found]
+    return row
+
+
+def cost(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Peak memory and speed of a short training of the reward model, in a process of its own."""
+    short = ["size.reward.steps=16", "size.preference.steps=1", "size.evaluate.prompts=1"]
+    given = argparse.Namespace(**{**vars(args), "overrides": [*args.overrides, *short]})
+    (answer,) = run(given, name, [{}], [CHOSEN_ON])
+    if isinstance(answer, str):
+        return {}
+    record = answer["reward"]
+    return {
+        "peak_mib": record["peak_memory_bytes"] / 2**20,
+        "tokens_per_second": record["tokens_trained"] / record["seconds"],
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: means of the seeds, and the values of each behind them."""
+    head = "| technique | trained | share | reward model, accuracy | DPO, accuracy | gold | KL |"
+    lines = [
+        head + " peak MiB | tokens/s | rates (reward, DPO) |",
+        "|" + "---|" * 10,
+    ]
+    for row in rows:
+        if "refused" in row:
+            lines.append(f"| {row['technique']} | not measured: {row['refused']} |" + " |" * 8)
+            continue
+        cells = [
+            row["technique"],
+            f"{row['trained']:,}",
+            f"{100 * row['share']:.2g} %",
+            *(spread(row[key], 3) for key in ("reward_accuracy", "dpo_accuracy")),
+            spread(row["gold"], 2),
+            spread(row["kl"], 1),
+            f"{row['peak_mib']:.0f}" if "peak_mib" in row else "–",
+            f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "–",
+            ", ".join(f"{rate:g}" for rate in row["rates"].values()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """The mean, and the least and the most of the seeds."""
+    least, mean, most = min(values), statistics.mean(values), max(values)
+    return f"{mean:.{digits}f} ({least:.{digits}f}–{most:.{digits}f})"
+
+
+def main() -> None:
+    """Measure what is asked for, keep the other rows, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", type=Path, default=ROOT / "runs")
+    parser.add_argument("--only", default="", help="names of conf/adapter, with commas; all")
+    parser.add_argument("--part", choices=("quality", "cost"), default="quality")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("overrides", nargs="*", help="for every run, e.g. size.sft.steps=4")
+    args = parser.parse_args()
+    args.store = args.store.resolve()
+    wanted = args.only.split(",") if args.only else techniques()
+    file = args.out / "results.json"
+    known = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    rows = {row["technique"]: row for row in known}
+    for name in wanted:
+        found = measured(args, name) if args.part == "quality" else cost(args, name)
+        rows[name] = {**rows.get(name, {"technique": name}), **found}
+        ordered = [rows[n] for n in techniques() if n in rows]
+        where = {
+            "machine": platform.processor() or platform.machine(),
+            "cpus": os.cpu_count(),
+            "threads": args.threads,
+            "torch": version("torch"),
+            "overrides": args.overrides,
+        }
+        written = json.dumps({"rows": ordered, "where": where}, indent=1)
+        file.write_text(written + "\n", encoding="utf-8")
+        (args.out / "results.md").write_text(table(ordered), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
