@@ -8,7 +8,7 @@ Stages with equal keys are one node, whatever job or command they come from, and
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from alignlab.costs import Rates
 from alignlab.design.expand import expanded
 from alignlab.errors import ConfigError, located
 from alignlab.graph import counted, ordered
-from alignlab.run import content_key
+from alignlab.keys import key_of, target_of
 from alignlab.spec import locate
 from alignlab.stages.stage import Stage
 
@@ -122,42 +122,6 @@ class Plan:
         }
 
 
-def target_of(stage: Stage) -> str:
-    """Dotted name of a stage's class."""
-    return f"{type(stage).__module__}.{type(stage).__qualname__}"
-
-
-def stage_key(stage: Stage, data: str, parents: Mapping[str, str]) -> str:
-    """Name a stage by all that its result depends on.
-
-    ``data`` is the fingerprint of what it reads by itself, ``parents`` the run names of its inputs
-    by role. Only fields that the class declares as ``unkeyed`` stay out.
-    """
-    return _key(stage, typed.to_mapping(stage), data, parents)
-
-
-def _without(fields: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Leave ``names`` out; ``judge.limits`` is what stands as limits inside the field judge."""
-    kept = {key: value for key, value in fields.items() if key not in names}
-    for head, _, rest in (name.partition(".") for name in names):
-        if rest and isinstance(kept.get(head), Mapping):
-            kept[head] = _without(kept[head], {rest})
-    return kept
-
-
-def _key(stage: Stage, fields: Mapping[str, Any], data: str, parents: Mapping[str, str]) -> str:
-    silent = {name for name in stage.unkeyed_if_null if fields.get(name) is None}
-    return content_key(
-        {
-            "stage": target_of(stage),
-            "version": stage.version,
-            "fields": _without(fields, {*stage.unkeyed, *silent, "inputs"}),
-            "inputs": parents,
-            "data": data,
-        }
-    )
-
-
 @dataclass(frozen=True)
 class _Built:
     """What depends on a stage's own fields only, shared by all jobs that state it alike."""
@@ -239,7 +203,7 @@ class _Planner:
     def _node(self, name: str, built: _Built, runs: Mapping[str, str]) -> str:
         stage = built.stage
         parents = {role: runs[source] for role, source in sorted(stage.inputs.items())}
-        key = _key(stage, built.fields, built.data, parents)
+        key = key_of(stage, built.fields, built.data, parents)
         run = f"{stage.kind}-{key}"
         if run not in self.nodes:
             self.behind[run] = built

@@ -89,6 +89,23 @@ class SingleLogps:
 
 
 @dataclass(frozen=True)
+class GroupLogps:
+    """Summed log-probabilities (nats) of all completions of G prompts, and what is known of them.
+
+    Every prompt has at least one ordered pair; the completions of a prompt stand together.
+    """
+
+    completion: Tensor  # (C,)
+    length: Tensor  # (C,) completion tokens, EOS included
+    utility: Tensor  # (C,) the verdict as numbers, higher is better: scores, thumbs, minus ranks
+    group: Tensor  # (C,) int64, prompt of each completion
+    better: Tensor  # (P,) int64, index into C of the preferred completion
+    worse: Tensor  # (P,) int64
+    pair_group: Tensor  # (P,) int64, prompt of each pair
+    groups: int  # G
+
+
+@dataclass(frozen=True)
 class GroupScores:
     """Scalar rewards of the completions of G prompts, and the ordered pairs among them."""
 
@@ -98,6 +115,21 @@ class GroupScores:
     pair_group: Tensor  # (P,) int64, group of each pair
     groups: int  # G
     margin: Tensor | None = None  # (P,) stated strength of preference, in reward units
+
+
+@dataclass(frozen=True)
+class TargetScores:
+    """Scalar rewards of the completions of G prompts, and the scores that they were given."""
+
+    reward: Tensor  # (C,)
+    target: Tensor  # (C,) scores on a scale of their own, or 1 and 0 for thumbs
+    group: Tensor  # (C,) int64, prompt of each completion
+    groups: int  # G
+
+
+@dataclass(frozen=True)
+class TargetShares(TargetScores):
+    """The same where every given score is a probability, or a thumb: all are in [0, 1]."""
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
@@ -38,6 +37,7 @@ from alignlab.annotations import (
     shown,
 )
 from alignlab.errors import ConfigError, did_you_mean
+from alignlab.scalars import SCALARS, literal, near_choice, scalar
 
 __all__ = ["Problems", "Range", "build", "convert", "described", "expressible", "to_mapping"]
 
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 TARGET = "_target_"
 ABSENT = "???"
-_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+|[+-]?\.?inf")
+TAG = "method"  # tells the dataclasses of a union apart
 
 
 class Problems(ConfigError):
@@ -172,13 +172,13 @@ def _convert(annotation: Any, value: Any, path: str, problems: list[str]) -> Any
     if origin in (Union, types.UnionType):
         return _union(inner, value, path, problems)
     if origin is Literal:
-        return _literal(inner, value, path, problems)
+        return literal(inner, value, path, problems)
     if origin in (tuple, list, Sequence):
         return _sequence(annotation, value, path, problems)
     if origin in (dict, Mapping):
         return _mapping(annotation, value, path, problems)
-    if annotation in _SCALARS:
-        return _scalar(annotation, value, path, problems)
+    if annotation in SCALARS:
+        return scalar(annotation, value, path, problems)
     if reads_itself(annotation):
         return _parsed(annotation, value, path, problems)
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
@@ -200,7 +200,13 @@ def _annotated(inner: tuple[Any, ...], value: Any, path: str, problems: list[str
 
 
 def _union(members: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> Any:
-    """Prefer the member that takes the value as it is, then the first that can convert it."""
+    """Prefer the member that takes the value as it is, then the first that can convert it.
+
+    Of several dataclasses the one is meant whose field ``method`` the mapping states.
+    """
+    tagged = [member for member in members if dataclasses.is_dataclass(member)]
+    if len(tagged) > 1 and isinstance(value, Mapping):
+        return _tagged(tagged, value, path, problems)
     converted: list[Any] = []
     failures: list[list[str]] = []
     for member in members:
@@ -215,29 +221,34 @@ def _union(members: tuple[Any, ...], value: Any, path: str, problems: list[str])
     if converted:
         return converted[0]
     # A mapping or list was meant for the one member that reads such: its own problems say more.
-    reads = [m for m in members if getattr(m, "__origin__", m) not in (*_SCALARS, Literal)]
+    reads = [m for m in members if getattr(m, "__origin__", m) not in (*SCALARS, Literal)]
     if isinstance(value, (Mapping, list, tuple)) and len(reads) == 1:
         problems.extend(failures[members.index(reads[0])])
     else:
         expected = " or ".join(map(described, members))
-        near = "".join(_choices(m, value) for m in members if typing.get_origin(m) is Literal)
+        near = "".join(near_choice(m, value) for m in members if typing.get_origin(m) is Literal)
         problems.append(f"{path}: expected {expected}, got {shown(value)}.{near}")
     return None
 
 
-def _choices(annotation: Any, value: Any) -> str:
-    texts = [choice for choice in typing.get_args(annotation) if isinstance(choice, str)]
-    return did_you_mean(value, texts) if isinstance(value, str) else ""
-
-
-def _literal(choices: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> Any:
-    for choice in choices:
-        if type(choice) is type(value) and choice == value:
-            return choice
-    expected = described(Literal[choices])
-    near = _choices(Literal[choices], value)
-    problems.append(f"{path}: expected {expected}, got {shown(value)}.{near}")
+def _tagged(members: Sequence[Any], value: Any, path: str, problems: list[str]) -> Any:
+    """Build the dataclass whose ``method`` is the stated one, or the one that has no such field."""
+    named = {_tag(member): member for member in members}
+    tag = value.get(TAG)
+    if tag in named:
+        return _convert(named[tag], value, path, problems)
+    names = sorted(name for name in named if name is not None)
+    near = did_you_mean(tag, names) if isinstance(tag, str) else ""
+    problems.append(
+        f"{join(path, TAG)}: expected one of {', '.join(names)}, got {shown(tag)}.{near}"
+    )
     return None
+
+
+def _tag(member: Any) -> str | None:
+    """The one value that the field ``method`` of a dataclass may have; None without such field."""
+    found = hints(member).get(TAG)
+    return typing.get_args(found)[0] if typing.get_origin(found) is Literal else None
 
 
 def _sequence(annotation: Any, value: Any, path: str, problems: list[str]) -> Any:
@@ -261,33 +272,6 @@ def _mapping(annotation: Any, value: Any, path: str, problems: list[str]) -> Any
     problems += [f"{join(path, key)}: expected a text key, got {shown(key)}." for key in wrong]
     member = typing.get_args(annotation)[1]
     return {key: _convert(member, item, join(path, key), problems) for key, item in value.items()}
-
-
-def _scalar(wanted: type, value: Any, path: str, problems: list[str]) -> Any:
-    taken = _SCALARS[wanted](value)
-    if taken is None and value is not None:
-        problems.append(f"{path}: expected {described(wanted)}, got {shown(value)}.")
-    elif wanted is not types.NoneType and value is None:
-        problems.append(f"{path}: expected {described(wanted)}, got null.")
-    return taken
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, str) and _EXPONENT.fullmatch(value):
-        return float(value.replace(".inf", "inf"))
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-        return None
-    return float(value)
-
-
-_SCALARS: dict[type, Callable[[Any], Any]] = {
-    bool: lambda value: value if isinstance(value, bool) else None,
-    int: lambda value: value if type(value) is int else None,
-    float: _number,
-    str: lambda value: value if isinstance(value, str) else None,
-    Path: lambda value: Path(value) if isinstance(value, (str, Path)) else None,
-    types.NoneType: lambda value: None,
-}
 
 
 def _parsed(cls: type[Parsed], value: Any, path: str, problems: list[str]) -> Any:

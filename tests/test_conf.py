@@ -14,6 +14,7 @@ from alignlab.run import Store
 
 CONF = conf_dir()
 PIPELINES = sorted(p.stem for p in (CONF / "pipeline").glob("*.yaml"))
+ADAPTERS = sorted(p.stem for p in (CONF / "adapter").glob("*.yaml"))
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 OBJECTIVES = sorted(p.stem for p in (CONF / "objective").glob("*.yaml"))
 
@@ -30,6 +31,15 @@ def test_every_pipeline_plans(pipeline: str, adapter: str, tmp_path: Path) -> No
     assert not any(node.cached for node in made.nodes.values())
 
 
+@pytest.mark.parametrize("adapter", [a for a in ADAPTERS if a != "bitfit"])  # there are no biases
+def test_every_adapter_plans_with_its_own_key(adapter: str, tmp_path: Path) -> None:
+    smoke = ("pipeline=instructgpt", "experiment=smoke", "backbone=reviews_lm")
+    kinds = {n.kind: n for n in plan(tmp_path, f"adapter={adapter}", *smoke).nodes.values()}
+    assert all(kinds[kind].estimate.params_trained > 0 for kind in ("sft", "reward", "ppo"))
+    plain = {n.run for n in plan(tmp_path, "adapter=lora", *smoke).nodes.values()}
+    assert (adapter == "lora") == bool(plain & {n.run for n in kinds.values()})
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_plans(objective: str, tmp_path: Path) -> None:
     made = plan(tmp_path, "pipeline=preference", f"objective={objective}", "experiment=smoke")
@@ -41,7 +51,10 @@ def test_every_experiment_plans(experiment: str, tmp_path: Path) -> None:
     assert plan(tmp_path, f"experiment={experiment}", "backbone=tiny").nodes
 
 
-@pytest.mark.parametrize("stage", ["dr_grpo", "dapo", "rloo"])
+@pytest.mark.parametrize(
+    "stage",
+    ["dr_grpo", "dapo", "rloo", "gspo", "cispo", "reinforce_pp", "reinforce_pp_baseline"],
+)
 def test_the_relatives_of_grpo_plan(stage: str, tmp_path: Path) -> None:
     made = plan(
         tmp_path, "pipeline=instructgpt", f"stage@stages.policy={stage}", "experiment=smoke"

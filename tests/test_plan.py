@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,8 @@ from alignlab import spec
 from alignlab.commands.text import plan_table
 from alignlab.costs import Rates, Seen
 from alignlab.errors import ConfigError, DataError
-from alignlab.plan import Plan, stage_key
+from alignlab.keys import stage_key
+from alignlab.plan import Plan
 from alignlab.run import Store
 from alignlab.stages.stage import Estimate, Role, Stage
 
@@ -158,6 +159,42 @@ def test_the_key_is_this_one(tmp_path: Path) -> None:
     expected = hashlib.sha256(content.encode()).hexdigest()[:12]
     assert stage_key(stage, "content of x", {}) == expected
     assert keys(plan_of(tmp_path, job(a=node(Make, data="x"))))["a"] == expected
+
+
+@dataclass(frozen=True)
+class Inner:
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"later"})
+
+    size: int = 3
+    later: int | None = None
+    always: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested(Make):
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"other"})
+
+    inner: Inner = Inner()
+    several: tuple[Inner, ...] = (Inner(),)
+    other: Inner | None = None
+
+
+def test_what_came_later_is_out_of_the_key_while_it_is_null_at_any_depth() -> None:
+    stage = Nested(seed=0, inputs={}, data="x")
+    inner = '{"always":null,"size":3}'
+    content = (
+        '{"data":"content of x","fields":{"data":"x","inner":' + inner + ',"seed":0,"several":['
+        f'{inner}],"size":3}},"inputs":{{}},"stage":"{Nested.__module__}.Nested","version":1}}'
+    )
+    assert stage_key(stage, "content of x", {}) == hashlib.sha256(content.encode()).hexdigest()[:12]
+    changes = (
+        {"inner": Inner(later=1)},
+        {"inner": Inner(always=1)},
+        {"several": (Inner(later=1),)},
+        {"other": Inner()},
+    )
+    found = {stage_key(replace(stage, **change), "content of x", {}) for change in changes}
+    assert len(found | {stage_key(stage, "content of x", {})}) == 5
 
 
 def test_equal_stages_of_many_jobs_are_one_node(tmp_path: Path) -> None:

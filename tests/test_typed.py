@@ -205,3 +205,56 @@ def test_to_mapping_refuses_what_is_not_configuration():
     with pytest.raises(TypeError, match="text keys"):
         typed.to_mapping({1: 2})
     assert typed.to_mapping({"b": {"z", "a"}, "x": math.inf}) == {"b": ["a", "z"], "x": "inf"}
+
+
+@dataclass(frozen=True)
+class Plain:
+    width: int
+
+
+@dataclass(frozen=True)
+class Wide:
+    width: int
+    method: Literal["wide"] = "wide"
+
+
+@dataclass(frozen=True)
+class Deep:
+    depth: int
+    method: Literal["deep"] = "deep"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    kind: Plain | Wide | Deep
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"width": 2}, Plain(2)),
+        ({"width": 2, "method": "wide"}, Wide(2)),
+        ({"method": "deep", "depth": 3}, Deep(3)),
+    ],
+)
+def test_one_of_several_dataclasses_is_told_by_its_method(
+    stated: dict[str, Any], expected: Any
+) -> None:
+    built = typed.build(Chosen, {"kind": stated})
+    assert built.kind == expected
+    assert typed.build(Chosen, typed.to_mapping(built)) == built
+    assert ("method" in typed.to_mapping(built)["kind"]) == ("method" in stated)
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"method": "wied", "width": 2}, "kind.method: expected one of deep, wide.*'wide'"),
+        ({"method": "deep", "width": 2}, "kind.width: unknown key of Deep"),
+        ({"depth": 2}, "kind.depth: unknown key of Plain"),
+        ({"method": None, "width": 2}, "kind.method: unknown key of Plain"),
+    ],
+)
+def test_a_wrong_one_of_several_names_what_is_wrong(stated: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        typed.build(Chosen, {"kind": stated})

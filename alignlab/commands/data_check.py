@@ -194,12 +194,16 @@ def _takes_singles(setup: Setup) -> bool:
     """Whether a thumb for single completions is enough for every stage that reads verdicts."""
     from alignlab.objectives.declaration import declaration
     from alignlab.spec import Spec, function
+    from alignlab.stages.reward import Reward, learns_scores
 
-    if any(stage.kind == "reward" for stage in setup.stages.values()):
+    stages = setup.stages.values()
+    rewards = [stage for stage in stages if isinstance(stage, Reward)]
+    if any(learns_scores(stage.objective) is None for stage in rewards):
         return False
-    objectives = [getattr(stage, "objective", None) for stage in setup.stages.values()]
-    specs = [spec for spec in objectives if isinstance(spec, Spec)]
-    return bool(specs) and all(declaration(function(s)).view == "single" for s in specs)
+    others = [getattr(s, "objective", None) for s in stages if not isinstance(s, Reward)]
+    specs = [spec for spec in others if isinstance(spec, Spec)]
+    single = all(declaration(function(spec)).view == "single" for spec in specs)
+    return bool(specs or rewards) and single
 
 
 def _without_empty(gate: Gate, refused: Refused) -> list[Finding]:

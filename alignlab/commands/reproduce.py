@@ -17,9 +17,10 @@ from alignlab.commands.study import store_root
 from alignlab.commands.study_record import STATE, VOLATILE, environment_state
 from alignlab.errors import ConfigError, DataError, did_you_mean
 from alignlab.files import read_json
+from alignlab.keys import stage_key
 from alignlab.launch.execute import execute
 from alignlab.launch.task import Place, Task
-from alignlab.plan import build_stage, stage_key
+from alignlab.plan import build_stage
 from alignlab.run import Run, Store
 
 

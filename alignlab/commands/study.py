@@ -17,6 +17,7 @@ from alignlab import typed
 from alignlab.capacity.device import Device
 from alignlab.commands import forecast
 from alignlab.commands.refresh import Refresher, retire
+from alignlab.commands.started import launcher_words
 from alignlab.commands.study_file import StudyFile, asked
 from alignlab.commands.study_name import COMMON, command_line, name_of
 from alignlab.commands.text import plan_table
@@ -123,7 +124,8 @@ def run(overrides: Sequence[str], *, multirun: bool) -> int:
     if os.environ.get("WORLD_SIZE", "1") != "1":  # torchrun has started it in several processes
         from alignlab.commands.together import run_together
 
-        here = partial(_run, overrides, multirun, again)
+        started = command_line(overrides, multirun, launcher_words())
+        here = partial(_run, overrides, multirun, started)
         return run_together(overrides, multirun=multirun, command=here, again=again)
     return _run(overrides, multirun, again)
 

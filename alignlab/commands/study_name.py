@@ -43,7 +43,7 @@ def _derived(overrides: Sequence[str]) -> str:
     return f"{head}-{hashlib.sha256(chr(10).join(counted).encode()).hexdigest()[:6]}"
 
 
-def command_line(overrides: Sequence[str], multirun: bool) -> str:
-    """Write a command as one would type it."""
-    words = ["alignlab", "run", *(["-m"] if multirun else []), *overrides]
-    return shlex.join(words)
+def command_line(overrides: Sequence[str], multirun: bool, launcher: Sequence[str] = ()) -> str:
+    """Write a command as one would type it, behind the words of what starts its processes."""
+    said = [*launcher, "-m", "alignlab"] if launcher else ["alignlab"]
+    return shlex.join([*said, "run", *(["-m"] if multirun else []), *overrides])

@@ -1,4 +1,8 @@
-"""The policy that tasks ask: its samples, and the log-probabilities that it gives to texts."""
+"""The policy that tasks ask: its samples, and the log-probabilities that it gives to texts.
+
+Of several processes each computes its share of what is asked, and all know the answers; a task runs
+in every one of them and asks all the same.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignlab.data.group import PromptGroup, TokenGroup
-from alignlab.data.pack import flatten, group_tokens, pack
+from alignlab.data.pack import group_tokens
 from alignlab.data.template import Tokenization
+from alignlab.engine.dealt import per_completion
 from alignlab.errors import DataError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
+    from alignlab.engine.dealt import Dealt
     from alignlab.models.backbone import Backbone
     from alignlab.models.view import View
     from alignlab.rollout.sampling import Sampling
+    from alignlab.tensors import FlatBatch
 
 ARGMAX_ELEMENTS = 1 << 23  # logits held at a time while the most probable token is looked for
 
@@ -65,19 +71,23 @@ class Usage:
 class Policy:
     """One view of a loaded backbone; prompts are cut on the left to ``max_prompt`` tokens."""
 
-    backbone: Backbone
+    dealt: Dealt
     view: str
-    device: torch.device | str
-    token_budget: int
     max_prompt: int | None
     seed: int
     usage: Usage = field(default_factory=Usage)
 
     @property
+    def backbone(self) -> Backbone:
+        """What the view is of."""
+        return self.dealt.backbone
+
+    @property
     def positions(self) -> int | None:
         """Most tokens of prompt and completion together; None where the model has no limit."""
         config = self.backbone.model_config.get_text_config()
-        return getattr(config, "max_position_embeddings", None)
+        limit: int | None = getattr(config, "max_position_embeddings", None)
+        return limit if limit is None else limit - self.backbone.config.adapter.virtual_tokens
 
     def tokenization(self, completion: int | None) -> Tokenization:
         """Tokenization whose prompts leave room for ``completion`` tokens.
@@ -107,26 +117,23 @@ class Policy:
 
         The sampler knows no stop strings: a text is cut at the first one afterwards.
         """
-        from alignlab.rollout.rollout import sample_rollout
-
-        tokenization = self.tokenization(sampling.max_new_tokens)
+        tokenization, workers = self.tokenization(sampling.max_new_tokens), self.dealt.workers
         prompts = tokenization.prompts(groups)
-        with self.backbone.view(self.view) as view:
-            rollout = sample_rollout(
-                view, prompts, tokenization, sampling, samples, self.seed, step=0
-            )
-        self.usage.sampled += rollout.tokens
+        rollout = self.dealt.sample(self.view, prompts, tokenization, sampling, samples, self.seed)
+        ends = np.asarray(rollout.finished, dtype=bool).reshape(-1, samples).tolist()
+        lengths = rollout.lengths.reshape(-1, samples).tolist()
+        answers = workers.whole([*zip(rollout.completions, ends, lengths, strict=True)])
+        self.usage.sampled += sum(sum(each) for _, _, each in answers)
         self.usage.prompts += len(groups)
-        self.usage.completions += len(rollout.finished)
-        ended = np.asarray(rollout.finished, dtype=bool).reshape(len(groups), samples)
-        whole = [[until(text, stop) for text in texts] for texts in rollout.completions]
+        self.usage.completions += len(groups) * samples
+        whole = [[until(text, stop) for text in texts] for texts, _, _ in answers]
         return Answers(
             texts=tuple(tuple(text for text, _ in texts) for texts in whole),
             finished=tuple(
-                tuple(bool(e) or stopped for e, (_, stopped) in zip(ends, texts, strict=True))
-                for ends, texts in zip(ended, whole, strict=True)
+                tuple(end or stopped for end, (_, stopped) in zip(ends, texts, strict=True))
+                for (_, ends, _), texts in zip(answers, whole, strict=True)
             ),
-            tokens=tuple(map(tuple, rollout.lengths.reshape(len(groups), samples).tolist())),
+            tokens=tuple(tuple(each) for _, _, each in answers),
             cut=sum("prompt_cut" in p.meta for p in prompts),
         )
 
@@ -136,24 +143,17 @@ class Policy:
         Raises:
             DataError: a prompt with its longest completion does not fit the model.
         """
-        import torch
-
         self._check(groups)
-        out: list[list[Scores]] = [[] for _ in groups]
-        with torch.no_grad(), self.backbone.view(self.view) as view:
-            for members in pack([group_tokens(g) for g in groups], self.token_budget):
-                batch = flatten([groups[m] for m in members]).to(self.device)
-                lengths = batch.lengths.tolist()
-                best: tuple[Tensor, ...] = ()
-                if greedy:
-                    best = (argmax(view, batch) == batch.target_ids).cpu().split(lengths)
-                logps = view.logps(batch).double().cpu().split(lengths)
-                place = 0
-                for member in members:
-                    for _ in groups[member].completions:
-                        found = best[place].numpy() if greedy else None
-                        out[member].append(Scores(logps[place].numpy(), found))
-                        place += 1
+
+        def read(view: View, batch: FlatBatch) -> list[Scores]:
+            best: Sequence[np.ndarray | None] = [None] * batch.completions
+            if greedy:
+                best = per_completion(argmax(view, batch) == batch.target_ids, batch)
+            values = per_completion(view.logps(batch).double(), batch)
+            return [Scores(x, found) for x, found in zip(values, best, strict=True)]
+
+        workers = self.dealt.workers
+        out = workers.whole(self.dealt.read(self.view, workers.share(groups), read))
         self.usage.scored += sum(map(group_tokens, groups))
         self.usage.completions += sum(len(g.completions) for g in groups)
         return out
@@ -168,14 +168,17 @@ class Policy:
                 )
 
 
-def argmax(view: View, batch: object) -> Tensor:
+def argmax(view: View, batch: FlatBatch) -> Tensor:
     """Most probable token at the place of every target (N,), some rows of logits at a time."""
     import torch
 
-    hidden = view.features(batch).at_targets  # type: ignore[arg-type]
+    from alignlab.models.sharding import gathered
+
+    hidden = view.features(batch).at_targets
     head = view.lm_head
-    rows = max(16, ARGMAX_ELEMENTS // head.weight.shape[0])
-    return torch.cat([head.logits(part).argmax(-1) for part in hidden.split(rows)])
+    with gathered([part for part in (head.weight, head.bias) if part is not None]):
+        rows = max(16, ARGMAX_ELEMENTS // head.weight.shape[0])
+        return torch.cat([head.logits(part).argmax(-1) for part in hidden.split(rows)])
 
 
 def until(text: str, stops: Sequence[str]) -> tuple[str, bool]:

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 
 from alignlab.report.concern import Concern, note, serious, some
-from alignlab.report.table import TRAINING_KINDS, Failure, Study
+from alignlab.report.table import Failure, Study
+from alignlab.stages.stage import METHOD_KINDS
 
 
 def run_concerns(study: Study) -> Iterator[Concern]:
@@ -96,7 +97,7 @@ def _unfinished(study: Study) -> Iterator[Concern]:
     scored = {p.name for m in study.methods for p in m.policies.values() if p}
     scored |= {n for r in study.runs.values() if r.kind == "select" for n in r.inputs.values()}
     for run in study.runs.values():
-        if run.kind in TRAINING_KINDS and run.done and run.name not in scored:
+        if run.kind in METHOD_KINDS and run.done and run.name not in scored:
             text = f"{run.name} ({run.label}) was trained but has no finished evaluation"
             yield serious("not evaluated", text)
 

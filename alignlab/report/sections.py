@@ -22,7 +22,7 @@ from alignlab.report.figures import leading
 from alignlab.report.folders import RunFolder
 from alignlab.report.statistics import Interval
 from alignlab.report.style import swatch
-from alignlab.report.table import COSTS, TRAINING_KINDS, shared_stages
+from alignlab.report.table import COSTS, shared_stages
 from alignlab.report.verdict import (
     amount,
     gold_digits,
@@ -31,6 +31,7 @@ from alignlab.report.verdict import (
     plain,
     seconds_text,
 )
+from alignlab.stages.stage import METHOD_KINDS
 
 MATRIX = 20  # methods in the table of wins; differences.csv has all
 RANKING = (
@@ -223,7 +224,7 @@ def shared_cost(analysis: Analysis) -> str:
     study = analysis.study
     groups: dict[str, Sequence[RunFolder]] = dict(shared_stages(study))
     evaluations = [r for r in study.runs.values() if r.kind == "evaluate"]
-    policies = [r for r in study.runs.values() if r.kind in TRAINING_KINDS]
+    policies = [r for r in study.runs.values() if r.kind in METHOD_KINDS]
     rows = [_cost_row(title, runs) for title, runs in groups.items()]
     rows += [_cost_row("all policy stages", policies), _cost_row("all evaluations", evaluations)]
     rows.append(_cost_row("whole study", list(study.runs.values()), "total"))

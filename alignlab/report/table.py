@@ -15,11 +15,11 @@ from typing import Any, Protocol
 from alignlab.errors import DataError, did_you_mean
 from alignlab.report.folders import RunFolder, read_run
 from alignlab.report.methods import ASSESSMENTS, Failure, Method, failures_of, methods_of
+from alignlab.stages.stage import METHOD_KINDS
 
 __all__ = ["Failure", "Job", "Method", "Places", "Study", "cost_of", "read_study", "shared_stages"]
 
 METRICS = ("gold", "audit", "proxy", "kl", "tokens")
-TRAINING_KINDS = ("preference", "ppo", "grpo")
 COSTS = ("seconds", "tokens_trained", "tokens_sampled", "flops", "peak_memory_bytes")
 
 
@@ -158,7 +158,7 @@ def shared_stages(study: Study) -> dict[str, list[RunFolder]]:
     used = {name for run in training for name in run.inputs.values()}
     groups: dict[str, list[RunFolder]] = {}
     for run in training:
-        if run.kind in TRAINING_KINDS and run.name not in used:
+        if run.kind in METHOD_KINDS and run.name not in used:
             continue
         title = run.kind if run.label.lower() == run.kind else f"{run.kind}: {run.label}"
         groups.setdefault(title, []).append(run)

@@ -69,9 +69,7 @@ def test_json_has_everything(capsys) -> None:
         assert stage["memory"]["total"] == sum(stage["memory"][part] for part in PARTS)
         assert {m["phase"] for m in stage["moments"]} >= {"load"}
         assert stage["memory"] in stage["moments"]
-        # all processes train together; whoever samples or judges does it alone
-        trains = stage["kind"] in ("sft", "reward", "ppo")
-        assert stage["processes"] == (8 if trains else 1)
+        assert stage["processes"] == 8  # all processes train, sample and score together
         assert stage["hours"] == pytest.approx(stage["seconds"] / 3600)
         # 1.99 dollars an hour for each device that is used
         assert stage["price"] == pytest.approx(stage["hours"] * stage["processes"] * 1.99)
@@ -88,15 +86,15 @@ def test_what_does_not_fit_is_said_with_a_setting_that_does(capsys) -> None:
     text = planned(capsys, *words)
     assert "DOES NOT FIT" in text
     found = json.loads(planned(capsys, *words, "--json"))
-    [batch] = [w for w in found["forecast"]["nearest"] if w.startswith("sampling.batch=")]
-    rows = int(batch.partition("=")[2].partition(" ")[0])
-    stages = ("annotate", "policy", "evaluate_sft", "evaluate")
-    fitting = [f"stages.{name}.sampling.batch={rows}" for name in stages]
-    found = json.loads(planned(capsys, *words, *fitting, "--json"))
+    # The advice is pasted as it stands, and then everything fits.
+    nearest = found["forecast"]["nearest"]
+    assert "nearest setting that fits: " + " ".join(nearest) in text
+    assert [word.partition("=")[0] for word in nearest] == ["decode_batch"]
+    found = json.loads(planned(capsys, *words, *nearest, "--json"))
     assert found["forecast"]["fits"]
     assert found["forecast"]["nearest"] is None
-    twice = [f"stages.{name}.sampling.batch={2 * rows}" for name in stages]
-    found = json.loads(planned(capsys, *words, *twice, "--json"))
+    rows = int(nearest[0].partition("=")[2])
+    found = json.loads(planned(capsys, *words, f"decode_batch={2 * rows}", "--json"))
     assert not found["forecast"]["fits"]
 
 

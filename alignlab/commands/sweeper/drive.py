@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.commands import forecast
+from alignlab.commands.started import launcher_words
 from alignlab.commands.study import (
     Session,
     carried_out,
@@ -54,7 +55,8 @@ def optimise(sweep: Sweep, overrides: Sequence[str]) -> int:
 
     try:
         trials = open_trials(sweeper.settings, sweeper.space, probe.study, folder, owner, alive)
-        return _Run(sweeper, trials, probe, command_line(overrides, multirun=True)).run()
+        again = command_line(overrides, multirun=True, launcher=launcher_words())
+        return _Run(sweeper, trials, probe, again).run()
     finally:
         lease.discard()
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from alignlab.report.analysis import Analysis
 from alignlab.report.folders import RunFolder
 from alignlab.report.table import Method
-
-ONLINE = ("ppo", "grpo")
+from alignlab.stages.stage import ONLINE_KINDS
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def _given(method: Method, runs: Mapping[str, RunFolder]) -> Given:
     if method.best_of > 1:
         return _control(method, runs)
     annotated = [found for run in policies if (found := _annotations(run, runs))]
-    online = [run for run in policies if run.kind in ONLINE]
+    online = [run for run in policies if run.kind in ONLINE_KINDS]
 
     def mean(of: Callable[[RunFolder], float | None], over: Sequence[RunFolder]) -> float | None:
         return _mean([of(run) for run in over])
