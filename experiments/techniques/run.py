@@ -20,18 +20,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CHOSEN_ON, REPORTED_ON = 0, (1, 2)  # training seeds
-# The fewer parameters, the larger the rate; three each, a factor of about three apart.
-USUAL, SMALL, TINY = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)
+# Three each, a factor of about three apart; soft prompts and (IA)³ multiply them (`adapter.rate`).
+USUAL, LARGE = (3e-4, 1e-3, 3e-3), (3e-3, 1e-2, 3e-2)
 RATES = {
     "full": (1e-4, 3e-4, 1e-3),
-    "bitfit": TINY,
-    "ia3": TINY,
-    "layernorm": TINY,
-    "prefix": TINY,
-    "prompt": TINY,
-    "prompt_text": TINY,
-    "ptuning": SMALL,
-    "vera": TINY,
+    "bitfit": LARGE,
+    "layernorm": LARGE,
+    "vera": LARGE,
 }
 SCORES = {"reward": "validation_accuracy", "preference": "accuracy"}
 FIRST = ("full", "lora")
