@@ -48,6 +48,7 @@ class Bottleneck(Technique):
     (Houlsby's start is near it).
     """
 
+    zero: ClassVar[tuple[int, str]] = (2, "its views copy norms, which would have to be whole")
     unmergeable: ClassVar[str] = "its networks are not linear, and no weight of the model can be"
 
     method: Literal["bottleneck"] = "bottleneck"

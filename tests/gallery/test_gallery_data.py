@@ -836,10 +836,10 @@ def byte_ids(text: str) -> list[int]:
     issue="huggingface/trl#1702",
 )
 @catches(
-    "alignlab.stages.annotate",
-    "replace(token, verdict=verdict, meta=meta),",
-    "replace(tokenization.group(replace(group, completions=tuple(texts), verdict=verdict), 0),"
-    " meta=meta),",
+    "alignlab.stages.collector",
+    "                    replace(token, verdict=verdict, meta=meta),\n",
+    "                    replace(self.tokenization.group(replace(group, completions=tuple(texts),"
+    " verdict=verdict), 0), meta=meta),\n",
 )
 def test_tokenised_again(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """huggingface/trl#1702 (the reward model saw other tokens); THUDM/slime#1128."""

@@ -180,7 +180,7 @@ def test_schedule_under_accumulation(chain: Chain) -> None:
     "every step moves the weights, the first one of a warm-up too",
     issue="verl-project/verl#3674",
 )
-@catches("alignlab.engine.optimizer", "return step / warm", "return (step - 1) / warm")
+@catches("alignlab.engine.schedule", "return step / warm", "return (step - 1) / warm")
 def test_first_step_of_a_warm_up(chain: Chain) -> None:
     """verl-project/verl#3674, huggingface/transformers#34754: a learning rate of 0."""
     assert largest_difference(weights(train(chain, steps=1, optimizer__warmup=4)), start(chain)) > 0
@@ -193,9 +193,9 @@ def test_first_step_of_a_warm_up(chain: Chain) -> None:
     issue="ServiceNow/Fast-LLM#542",
 )
 @catches(
-    "alignlab.engine.optimizer",
-    "(0.0, [p for p in own if dimensions(p) < 2])",
-    "(self.weight_decay, [p for p in own if dimensions(p) < 2])",
+    "alignlab.engine.groups",
+    "weight_decay if dimensions(parameter) >= 2 else 0.0",
+    "weight_decay",
 )
 def test_weight_decay_on_norms(chain: Chain) -> None:
     """ServiceNow/Fast-LLM#542: a refactoring put the norms among what is decayed."""
@@ -626,7 +626,7 @@ def test_gradient_checkpointing_with_an_adapter_switch(lora_chain: Chain) -> Non
 )
 @catches(
     "alignlab.models.adapters",
-    "parameter.requires_grad_(trainable)",
+    "parameter.requires_grad_(self._trainable[other])",
     "parameter.requires_grad_(parameter.requires_grad)",
 )
 def test_activating_an_adapter_freezes_the_others(lora_chain: Chain, caught: Caught) -> None:

@@ -817,8 +817,8 @@ def alone(chain: Chain, plain: Plain, groups: Sequence[TokenGroup]) -> Tensor:
 )
 @catches(
     "alignlab.models.attention_plan",
-    "yield _Row(prefix=(span.prompt[0], span.prompt[0]), own=(span.prompt[0], first))",
-    "yield _Row(prefix=(0, span.prompt[0]), own=(span.prompt[0], first))",
+    "yield _Row((span.prompt[0], span.prompt[0]), (span.prompt[0], first), lead)",
+    "yield _Row((0, span.prompt[0]), (span.prompt[0], first), lead)",
 )
 def test_leak_between_packed_prompts(chain: Chain, plain: Plain) -> None:
     """axolotl-ai-cloud/axolotl#1375; hiyouga/LlamaFactory#4224; huggingface/nanoVLM#204."""
@@ -835,8 +835,8 @@ def test_leak_between_packed_prompts(chain: Chain, plain: Plain) -> None:
 )
 @catches(
     "alignlab.models.attention_plan",
-    "yield _Row(prefix=span.prompt, own=completion)",
-    "yield _Row(prefix=(span.prompt[0], completion[0]), own=completion)",
+    "yield _Row(span.prompt, completion, lead)",
+    "yield _Row((span.prompt[0], completion[0]), completion, lead)",
 )
 def test_leak_between_completions(chain: Chain, plain: Plain) -> None:
     """frankxwang/dpo-prefix-sharing#2 (logits of the second answer differed)."""

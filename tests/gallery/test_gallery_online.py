@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain as chain_of_scores
 from statistics import fmean, stdev
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch import Tensor
 from alignlab.data.group import TokenGroup
 from alignlab.data.pack import flatten
 from alignlab.data.template import Tokenization
+from alignlab.engine.dealt import Dealt
 from alignlab.errors import ConfigError
 from alignlab.models.tiny import SPECIALS
 from alignlab.rollout.rollout import sample_rollout
@@ -38,7 +40,7 @@ from alignlab.run import Run
 from alignlab.spec import build
 from alignlab.stages import grpo_work, ppo_work
 from alignlab.stages.grpo_work import GRPOWork
-from alignlab.stages.online import Experience, Scorer
+from alignlab.stages.online import Experience
 from alignlab.stages.session import open_backbone
 
 ONE_STEP_GAE = {"gamma": 1.0, "lam": 0.0, "whiten_advantages": False}
@@ -325,16 +327,16 @@ def test_sampling_in_another_dtype(
 ) -> None:
     """huggingface/trl#3867: sampler and trainer disagree, so training is off-policy unawares."""
     seen = {True: set(), False: set()}
-    forward = torch.nn.Linear.forward
+    linear = torch.nn.functional.linear  # of training, and of decoding's joined layers
 
-    def noting(self: torch.nn.Linear, x: Tensor) -> Tensor:
-        out = forward(self, x)
-        if self.out_features > 1:  # scalar heads are float32 always
+    def noting(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        out = linear(x, weight, bias)
+        if len(weight) > 1:  # scalar heads are float32 always
             seen[torch.is_grad_enabled()].add(out.dtype)
         return out
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.Linear, "forward", noting)
+        patch.setattr(torch.nn.functional, "linear", noting)
         online(chain, "grpo", reward=matches("p"), kl_coef=0.0, backbone__dtype="bfloat16")
     assert seen[True] == {torch.bfloat16}  # training
     assert seen[False] == seen[True]  # sampling
@@ -474,8 +476,8 @@ def gpt2() -> Any:
 )
 @catches(
     "alignlab.rollout.waves",
-    "np.maximum(mask[:, :longest].cumsum(1) - 1, 0)",
-    "np.tile(np.arange(longest), (len(prompts), 1))",
+    "np.maximum(mask[:, :seen].cumsum(1) - 1, 0)[:, given:]",
+    "np.tile(np.arange(seen), (len(prompts), 1))[:, given:]",
 )
 @catches(
     "alignlab.rollout.waves",
@@ -904,13 +906,14 @@ def test_special_tokens_in_the_rewarded_text(chain: Chain, caught: Caught) -> No
 def proxies(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     """All scores that the reward run gave, per call."""
     kept: list[list[float]] = []
-    score = Scorer.__call__
+    score = Dealt.scores
 
-    def keeping(self: Scorer, rollout: Any) -> Tensor:
-        kept.append(score(self, rollout).tolist())
-        return torch.tensor(kept[-1])
+    def keeping(self: Dealt, view: str, mine: Any) -> list[list[float]]:
+        scores = score(self, view, mine)
+        kept.append([*chain_of_scores(*scores)])
+        return scores
 
-    monkeypatch.setattr(Scorer, "__call__", keeping)
+    monkeypatch.setattr(Dealt, "scores", keeping)
     return kept
 
 
@@ -923,7 +926,10 @@ def proxies(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
 @catches(
     "alignlab.stages.evaluate",
     "kept = best_indices(proxy, self.best_of)",
-    "kept = best_indices(build(self.gold).score(*rollout.per_completion()), self.best_of)",
+    "kept = best_indices(build(self.gold).score("
+    "[prompt_text(g) for g in groups for _ in range(per)],"
+    " [t for group in rollout.completions for t in group],"
+    " [g.meta for g in groups for _ in range(per)]), self.best_of)",
 )
 def test_best_of_n_picks_by_gold(chain: Chain, proxies: list[list[float]]) -> None:
     """arXiv:2210.10760: optimised by proxy, judged by gold; mixing them hides over-optimisation."""
@@ -977,8 +983,8 @@ def test_kl_measured_against_the_base(lora_chain: Chain) -> None:
 )
 @catches(
     "alignlab.stages.evaluate",
-    "float((a.double() - b.double()).sum())",
-    "abs(float((a.double() - b.double()).sum()))",
+    "float((a.astype(float) - b.astype(float)).sum())",
+    "abs(float((a.astype(float) - b.astype(float)).sum()))",
 )
 def test_the_reported_kl_made_positive(
     chain: Chain, earlier: Run, monkeypatch: pytest.MonkeyPatch

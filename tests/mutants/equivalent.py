@@ -226,6 +226,9 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
         ],
     },
     "models.grouped_attention": {
+        "the index of a layer is an integer, which torch's annotation does not say": [
+            "grouped_attention: int(module.layer_idx) → module.layer_idx"
+        ],
         SAME_SHAPE: [
             "grouped_attention: query → key (7)",
             "grouped_attention: key → value (2)",
@@ -271,6 +274,8 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
         ],
     },
     "models.attention_plan": {
+        "all rows of a block have one lead": ["_indices: 0 → -1 (3)", "_indices: 0 → -1 (4)"],
+        "the first prompt's first token, computed twice alike": ["_attention_plan: 0 → 1 (2)"],
         "one row alone has no padding to weigh": [
             "_bins: members and padded - useful - area >"
             " max(WASTE_SHARE * (useful + area), WASTE_PAIRS)"

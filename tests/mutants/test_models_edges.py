@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from alignlab.models import attention_plan as planning
 from alignlab.models import grouped_attention as ga
 from alignlab.models import logps
-from alignlab.models.attention_plan import Block, attention_plan
+from alignlab.models.attention_plan import NO_LEAD, Block, Lead, attention_plan
 from alignlab.models.grouped_attention import grouped_attention, is_placeholder, placeholder_mask
 from alignlab.models.logps import Head, head_of, token_logps, token_logps_entropy
 from alignlab.tensors import GroupSpan
@@ -553,11 +553,51 @@ def test_any_plan_gives_the_same_attention(spans, waste):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "WASTE_SHARE", waste[0])
         patch.setattr(planning, "WASTE_PAIRS", waste[1])
-        plan = planning._attention_plan.__wrapped__(spans, "cpu")
+        plan = planning._attention_plan.__wrapped__(spans, "cpu", planning.NO_LEAD)
     found = grouped_attention(NOTHING, q, k, v, None, scaling=0.6, **{ga.PLAN: plan})[0]
     close(found, by_definition(q, k, v, spans, 0.6))
     rows = [(s.prompt[1] - s.prompt[0], s.completions) for s in spans]
     assert plan.longest == max(p + max((b - a for a, b in cs), default=0) for p, cs in rows)
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+@pytest.mark.parametrize("spans", LAYOUTS)
+def test_what_leads_is_seen_by_every_row(spans, tokens):
+    lead, total = 2, max(end for s in spans for _, end in (s.prompt, *s.completions))
+    sees = torch.zeros(total, total, dtype=torch.bool)
+    for span in spans:
+        for start, end in (span.prompt, *span.completions):
+            sees[start:end, start:end] = torch.ones(end - start, end - start).tril().bool()
+            sees[start:end, span.prompt[0] : span.prompt[1]] |= start > span.prompt[0]
+    sees = torch.cat([torch.ones(total, lead, dtype=torch.bool), sees], 1)
+    options = {ga.PLAN: attention_plan(spans, "cpu", Lead(lead, tokens))}
+    module = torch.nn.Identity()
+    module.layer_idx = 1
+    if tokens:  # the first of the sequence; each sees itself and what leads before it
+        first = torch.ones(lead, lead + total).tril().bool()
+        sees = torch.cat([first, sees])
+        q, k, v = (normal(1, 2, lead + total, 3, seed=s) for s in range(3))
+        keys, values = k, v
+    else:  # keys and values of this layer, in a format of their own
+        q, k, v = (normal(1, 2, total, 3, seed=s) for s in range(3))
+        given = [[normal(1, 2, lead, 3, seed=s + n).float() for n in (0, 1)] for s in (5, 7, 9)]
+        options[ga.LEAD] = given
+        keys, values = (torch.cat([o, x], 2) for o, x in zip(given[1], (k, v), strict=True))
+    scores = (q @ keys.transpose(2, 3) * 0.6).masked_fill(~sees, float("-inf"))
+    found = grouped_attention(module, q, k, v, None, scaling=0.6, **options)[0]
+    close(found, (scores.softmax(-1) @ values).transpose(1, 2))
+    if not tokens:  # a lead in a wider format takes that of the keys
+        options[ga.LEAD] = [[own.double() for own in layer] for layer in given]
+        narrow = [x.float() for x in (q, k, v)]
+        assert grouped_attention(module, *narrow, None, **options)[0].dtype == torch.float32
+    rows = [(s.prompt[1] - s.prompt[0], s.completions) for s in spans]
+    longest = max(p + max((b - a for a, b in cs), default=0) for p, cs in rows)
+    assert options[ga.PLAN].longest == lead + longest
+
+
+def test_nothing_leads_unless_it_is_said():
+    assert Lead() == NO_LEAD == Lead(length=0, tokens=False)
+    assert planning._Row((0, 0), (0, 2)).lead == 0
 
 
 def test_a_plan_without_padding_or_order_to_change_has_no_indices():
@@ -608,7 +648,7 @@ def test_rows_share_a_block_exactly_while_the_rule_says_so(share, pairs):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(planning, "WASTE_SHARE", share)
             patch.setattr(planning, "WASTE_PAIRS", pairs)
-            plan = planning._attention_plan.__wrapped__(spans, "cpu")
+            plan = planning._attention_plan.__wrapped__(spans, "cpu", planning.NO_LEAD)
         found = [(b.rows, b.queries, b.keys) for b in plan.blocks]
         assert found == naive_blocks(rows, share, pairs)
 

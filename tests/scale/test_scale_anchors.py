@@ -31,6 +31,7 @@ def cases(chain: Chain, zero: int) -> list[tuple[Case, dict[str, Any]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.scale
 @pytest.mark.conformance(
     "equivalence", "anchors", "two processes, with ZeRO 2 too, train as one does"
 )

@@ -16,7 +16,7 @@ CASES = (
     Case("prefix", "sft", {}, {"zero": 3}),
     Case("prompt", "dpo", {}, {"zero": 3}),
     Case("ptuning", "dpo", {}, {"zero": 3}),
-    Case("houlsby", "dpo", {}, {"zero": 3}),
+    Case("houlsby", "dpo", {}, {"zero": 2}),
     Case("ia3", "sft", {}, {"zero": 2}),
 )
 
@@ -25,13 +25,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.scale]
 
 @pytest.mark.conformance(
     "equivalence",
-    "prefix; prefix, prompt, P-tuning, Houlsby at ZeRO 3; (IA)³ at ZeRO 2",
+    "prefix; prefix, prompt, P-tuning at ZeRO 3; Houlsby, (IA)³ at ZeRO 2",
     "two processes end in the weights of one, to 1e-6",
 )
 def test_two_processes_are_one_for_what_is_inserted(tmp_path: Path, record_property: Any) -> None:
     chains = {}
     for name in dict.fromkeys(case.chain for case in CASES):
         more = ["adapter.tokens=5"] if name in ("prefix", "prompt", "ptuning") else []
+        if name != "houlsby":  # at 10 to 100 times the large rates of these tests rounding grows
+            more.append("adapter.rate=1")
         named = (f"adapter={name}", *more, "reward@gold=matches", "gold.pattern=a")
         (tmp_path / name).mkdir()
         chains[name] = make_chain(Lab.make(tmp_path / name, *named))

@@ -204,6 +204,7 @@ class Apart:
             empty.layout,
             empty.dtype_name,
         )
+        self.config, self.place, self.sharding = empty.config, empty.place, empty.sharding
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -222,6 +223,9 @@ class Apart:
     def train_mode(self, on: bool) -> None:
         for part in self.parts.values():
             part.train_mode(on)
+
+    def changing(self, views: Sequence[str]) -> None:
+        """Nothing but the optimizer changes plain adapters."""
 
     def __getattr__(self, call: str) -> Callable[..., Any]:
         """Every other call names its view first."""

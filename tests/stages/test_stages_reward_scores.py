@@ -105,7 +105,7 @@ def test_thumbs_of_single_completions_are_enough(chain: Chain) -> None:
 
 
 def test_a_ranking_has_no_scores_to_learn(chain: Chain) -> None:
-    ranked = chain.lab.store.run("annotate", "0c0c0c")
+    ranked = chain.lab.store.run("annotate", "0e0e0e")
     ranked.path.mkdir(parents=True)
     lines = (chain.annotations.path / "annotations.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
