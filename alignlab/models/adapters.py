@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -69,7 +70,9 @@ class AdapterBodies:
         from peft import get_peft_model
 
         if self._peft is None:
-            self._peft = get_peft_model(self._base, config, adapter_name=key)
+            with warnings.catch_warnings():  # peft asks transformers by a name that it has changed
+                warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
+                self._peft = get_peft_model(self._base, config, adapter_name=key)
         else:
             self._peft.add_adapter(key, config)
 

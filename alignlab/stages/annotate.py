@@ -75,7 +75,7 @@ class Annotate(Stage):
     were sampled.
     """
 
-    version: ClassVar[int] = 4  # decoding rounds otherwise
+    version: ClassVar[int] = 5  # decoding rounds otherwise
     kind: ClassVar[str] = "annotate"
     together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {

@@ -39,7 +39,7 @@ class Evaluate(Stage):
     per prompt and keeps the one with the highest proxy reward; its KL is at most log n − (n−1)/n.
     """
 
-    version: ClassVar[int] = 4  # decoding rounds otherwise
+    version: ClassVar[int] = 5  # decoding rounds otherwise
     kind: ClassVar[str] = "evaluate"
     together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {

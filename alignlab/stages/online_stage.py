@@ -52,7 +52,7 @@ class Online(Stage):
     makes a few updates on what it said.
     """
 
-    version: ClassVar[int] = 4  # decoding rounds otherwise
+    version: ClassVar[int] = 5  # decoding rounds otherwise
     unkeyed: ClassVar[frozenset[str]] = Stage.unkeyed | WHERE
     unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"rollout"})
     together: ClassVar[bool] = True
