@@ -165,8 +165,12 @@ class Lease:
         return self.lost
 
     def owner(self) -> dict[str, Any] | None:
-        """Return what the present owner wrote about itself; None without an owner."""
-        return _read(self._file(_highest(self.folder)))
+        """Return what the present owner wrote about itself; None without an owner.
+
+        A number that was superseded, or released on a full disk, no longer says whose it was.
+        """
+        found = _read(self._file(_highest(self.folder)))
+        return found if found is not None and "pid" in found else None
 
     def live(self) -> bool:
         """Whether some process owns the run now, judged at once.

@@ -122,6 +122,19 @@ def test_a_taker_tells_the_owner(run):
         assert run._lease.check_lost()  # from its own file, whatever the listing says
 
 
+@pytest.mark.parametrize("left", [{"superseded_by": 8, "released": True}, {"released": True}])
+def test_a_number_that_no_longer_says_whose_it_was_has_no_owner(tmp_path, left):
+    folder = tmp_path / "lease"
+    folder.mkdir()
+    (folder / "000007.json").write_text(json.dumps(left))  # seen before the next number was
+    said = []
+    mine = lease.Lease(folder)
+    assert mine.owner() is None
+    assert lease.wait(mine, lambda: False, said.append, "sft-00", poll=0.01)
+    assert said == []
+    mine.release()
+
+
 def test_taking_a_number_whose_answer_was_lost(run, monkeypatch):
     """The server made the link, its answer did not arrive, and it was asked again."""
     real = os.link
