@@ -20,7 +20,35 @@ if TYPE_CHECKING:
     from alignlab.models.techniques import Technique
 
 
-class CopyBodies:
+class ModelPerView:
+    """What bodies have in common that keep a model for each view: there is nothing to switch."""
+
+    _models: dict[str, PreTrainedModel]
+
+    def activate(self, name: str) -> PreTrainedModel:
+        """Return the model of ``name``."""
+        return self._models[name]
+
+    def count(self, name: str) -> int:
+        """Parameters of the view's model."""
+        return sum(map(elements, self.all_parameters(name)))
+
+    def all_parameters(self, name: str) -> list[nn.Parameter]:
+        """The parameters that `count` counts."""
+        return list(self._models[name].parameters())
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The model of every view."""
+        return {f"{name}_model": model for name, model in self._models.items()}
+
+    def sharing(self) -> Self:
+        """The same parameters in modules of their own."""
+        twin = copy.copy(self)
+        twin._models = {name: sharing(model) for name, model in self._models.items()}
+        return twin
+
+
+class CopyBodies(ModelPerView):
     """One model per view; ``load(folder, trainable)`` reads one, ``place`` moves it."""
 
     mode = "full"
@@ -66,31 +94,9 @@ class CopyBodies:
             self._store(model)
         return model
 
-    def activate(self, name: str) -> PreTrainedModel:
-        """Return the model of ``name``."""
-        return self._models[name]
-
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Trained parameters of ``name`` (tied ones once); none for a frozen view."""
         return dict(self._models[name].named_parameters()) if self._trainable[name] else {}
-
-    def count(self, name: str) -> int:
-        """Parameters of the view's model."""
-        return sum(map(elements, self.all_parameters(name)))
-
-    def all_parameters(self, name: str) -> list[nn.Parameter]:
-        """The parameters that `count` counts."""
-        return list(self._models[name].parameters())
-
-    def modules(self) -> dict[str, nn.Module]:
-        """The model of every view."""
-        return {f"{name}_model": model for name, model in self._models.items()}
-
-    def sharing(self) -> Self:
-        """The same parameters in modules of their own."""
-        twin = copy.copy(self)
-        twin._models = {name: sharing(model) for name, model in self._models.items()}
-        return twin
 
     def save(self, name: str, folder: Path) -> None:
         """Write an ordinary Hugging Face model folder."""

@@ -25,11 +25,10 @@ def lean_layers(model: nn.Module) -> Iterator[int]:
     """Let the linear layers of ``model`` compute together what reads the same tensor.
 
     The first pass shows which layers do; from the second pass on they are one product. Frozen
-    weights move into memory that they share and stay there, at no cost in bytes; trained ones
-    are copied where they are computed in another number format, as autocast would, and else left
-    alone. Several active adapters are one of their joint rank. Adapters that are more than
-    ``W x + B(A x)·s`` (DoRA, biases, merged ones, other base layers) are left as they are. Inside,
-    weights must not change. Gives the number of layers that are watched.
+    weights move into memory that they share and stay there, at no cost in bytes; trained ones stay
+    where an optimizer knows them, and apart. Several active adapters are one of their joint rank.
+    Adapters that are more than ``W x + B(A x)·s`` (DoRA, biases, merged ones, other base layers)
+    are left as they are. Inside, weights must not change. Gives the number of layers watched.
     """
     layers = [layer for module in _outermost(model) if (layer := _layer(module)) is not None]
     watch = _Watch(layers)
@@ -128,7 +127,6 @@ class _Watch:
     """The first pass: layers that are called one after the other with one tensor are siblings."""
 
     def __init__(self, layers: Sequence[_Layer]) -> None:
-        self.count = len(layers)
         self.groups: list[list[_Layer]] = []
         self.seen: set[int] = set()
         self.last: Tensor | None = None
@@ -209,17 +207,11 @@ class _Together:
 def _joined(group: Sequence[_Layer]) -> Tensor | None:
     """The weights of ``group`` and below them the first factors of adapters; None: left apart."""
     first = group[0].base.weight
+    if first.requires_grad or first.dtype != group[0].dtype:
+        return None  # a copy for the time of a rollout costs memory, and gained nothing measurable
     total, rank = sum(layer.out for layer in group), sum(layer.rank for layer in group)
-    if first.dtype == group[0].dtype and not first.requires_grad:
-        memory = _shared(group, total, rank)
-        if memory is None:
-            return None
-    elif first.dtype != group[0].dtype:
-        memory = torch.empty(
-            total + rank, first.shape[1], dtype=group[0].dtype, device=first.device
-        )
-        torch.cat([layer.base.weight.detach() for layer in group], out=memory[:total])
-    else:
+    memory = _shared(group, total, rank)
+    if memory is None:
         return None
     row = total
     for layer in group:

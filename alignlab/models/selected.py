@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from alignlab.errors import ConfigError
+from alignlab.models.copies import ModelPerView
 from alignlab.models.selective import MODE, Selective
 from alignlab.models.sharding import elements, sharing
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 FILE = "selected.safetensors"
 
 
-class SelectedBodies:
+class SelectedBodies(ModelPerView):
     """One base model, and for each view modules of its own that hold mostly the base's tensors.
 
-    There is nothing to switch: every view is a model, whose parameters are the base's own objects
+    Every view is a model, whose parameters are the base's own objects
     but for those that it trains, or that its run has trained.
     """
 
@@ -71,31 +71,9 @@ class SelectedBodies:
         unused = head_name(self._base) if name in self._scored else ""
         return [key for key in self._start if key != unused]
 
-    def activate(self, name: str) -> PreTrainedModel:
-        """Return the model of ``name``."""
-        return self._models[name]
-
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Trained parameters of ``name``; none for a frozen view."""
         return {key: p for key, p in self._own[name].items() if key in self._trained[name]}
-
-    def count(self, name: str) -> int:
-        """Parameters of the view's model."""
-        return sum(map(elements, self.all_parameters(name)))
-
-    def all_parameters(self, name: str) -> list[nn.Parameter]:
-        """The parameters that `count` counts."""
-        return list(self._models[name].parameters())
-
-    def modules(self) -> dict[str, nn.Module]:
-        """The model of every view."""
-        return {f"{name}_model": model for name, model in self._models.items()}
-
-    def sharing(self) -> Self:
-        """The same parameters in modules of their own."""
-        twin = copy.copy(self)
-        twin._models = {name: sharing(model) for name, model in self._models.items()}
-        return twin
 
     def save(self, name: str, folder: Path) -> None:
         """Write the view's own tensors."""

@@ -80,8 +80,13 @@ def test_one_product_for_what_reads_one_tensor(monkeypatch):
 
 def test_bfloat16_products_are_as_near_to_float32_as_pefts():
     lora = model()
+    bases = [m.base_layer.weight for m in lora.modules() if hasattr(m, "base_layer")]
+    for weight in bases:
+        weight.data = weight.data.bfloat16().float()
     with torch.no_grad():
         exact = lora(IDS).logits
+        for weight in bases:  # as a backbone stores what is frozen
+            weight.data = weight.data.bfloat16()
         with torch.autocast("cpu", torch.bfloat16):
             plain = lora(IDS).logits.float()
             with lean_layers(lora):
@@ -126,15 +131,11 @@ def test_the_adapters_of_now_are_computed():
 def test_trained_weights_stay_where_an_optimizer_knows_them():
     lora = model().unload().requires_grad_(True)
     places = {name: p.data_ptr() for name, p in lora.named_parameters()}
-    with torch.no_grad(), lean_layers(lora) as layers:
-        plain = lora(IDS).logits
-        assert torch.equal(passes(lora)[1], plain)
-        with torch.autocast("cpu", torch.bfloat16):
-            rounded = lora(IDS).logits
-    assert layers == 15
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), lean_layers(lora):
-        together = passes(lora)[1]  # in a copy in bfloat16
-    assert (together - rounded).abs().max() < 0.05 < plain.abs().max()
+    for reduced in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+            plain = lora(IDS).logits
+            with lean_layers(lora):
+                assert torch.equal(passes(lora)[1], plain)
     assert {name: p.data_ptr() for name, p in lora.named_parameters()} == places
 
 
