@@ -94,9 +94,7 @@ class GRPO(Online):
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Alternate sampling and updates until ``iterations`` are done."""
-        from alignlab.engine.loop import train
         from alignlab.stages.budget import fit_online
-        from alignlab.stages.finish import finish_training
         from alignlab.stages.grpo_work import GRPOWork
         from alignlab.stages.online import Scorer
 
@@ -112,20 +110,16 @@ class GRPO(Online):
         work = GRPOWork(
             self, backbone, at.tokenization, prompts, scorer, engine, at.keep, at.outside
         )
-        result = train(
+        self.learn(
             work,
-            backbone,
-            ["policy"],
-            optimizer=self.optimizer,
-            steps=self.iterations * self.updates,
-            run=run,
-            engine=engine,
-            seed=self.seed,
+            at,
+            inputs,
+            engine,
+            views=["policy"],
+            updates=self.updates,
+            completions=self.group,
+            passes=3,
         )
-        asked = self.iterations * self.rollout_batch
-        counts = {"prompts": asked, "completions": asked * self.group}
-        finish_training(run, backbone, "policy", result, counts, forward_tokens=3 * work.sampled)
-        self.note(at, inputs, sampled=work.sampled)
         run.update_record(summary={"zero_std_share": work.zero_share})
 
     def name(self) -> str:

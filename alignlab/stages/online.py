@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from alignlab.data.pack import flatten
 from alignlab.data.sources.source import policy_prompts
+from alignlab.engine.dealt import Dealt
 from alignlab.engine.stopping import together
 from alignlab.engine.work import Micro
 from alignlab.errors import ConfigError
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from alignlab.data.sources.source import Source
     from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine
-    from alignlab.models.backbone import Backbone
+    from alignlab.models.backbone import Backbone, View
     from alignlab.rewards.ensemble import Ensemble
     from alignlab.rewards.reward import Reward
     from alignlab.rollout.rollout import Rollout
@@ -125,15 +127,8 @@ class Scorer:
 
     def member(self, name: str, rollout: Rollout) -> Tensor:
         """Scores (C,) of one reward run."""
-        from alignlab.rewards.learned import score_groups
-
-        workers = self.engine.workers()
-
-        def scored() -> Tensor:
-            with self.backbone.view(name) as view:
-                return score_groups(view, rollout.groups, self.engine.budget, workers.device).cpu()
-
-        return together(workers, scored)
+        dealt = Dealt(self.backbone, self.engine.workers(), self.engine.budget)
+        return torch.tensor([*chain(*dealt.scores(name, rollout.groups))])
 
     def monitored(self, rollout: Rollout) -> Tensor | None:
         """Scores (C,) of the reward that is only watched, if there is one."""
@@ -221,19 +216,12 @@ def token_outputs(
     backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine, read: Any
 ) -> list[Tensor]:
     """Per-token outputs (log-probs, values) of every completion, without gradients."""
-    out: dict[int, list[Tensor]] = {}
-    workers = engine.workers()
 
-    def passes() -> None:
-        with torch.no_grad(), backbone.view(view) as active:
-            for positions, part in parts(groups, engine.budget):
-                batch = flatten(part).to(workers.device)
-                pieces = iter(read(active, batch).float().cpu().split(batch.lengths.tolist()))
-                for position, group in zip(positions, part, strict=True):
-                    out[position] = [next(pieces) for _ in group.completions]
+    def pieces(active: View, batch: FlatBatch) -> Sequence[Tensor]:
+        return read(active, batch).float().cpu().split(batch.lengths.tolist())
 
-    together(workers, passes)
-    return [piece for i in range(len(groups)) for piece in out[i]]
+    found = Dealt(backbone, engine.workers(), engine.budget).read(view, groups, pieces)
+    return [piece for group in found for piece in group]
 
 
 @dataclass(frozen=True)

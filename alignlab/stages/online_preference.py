@@ -91,10 +91,8 @@ class OnlinePreference(Online):
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Alternate sampling, judging and updates until ``iterations`` are done."""
-        from alignlab.engine.loop import train
         from alignlab.objectives.declaration import declaration
         from alignlab.stages.budget import fit_online
-        from alignlab.stages.finish import finish_training
         from alignlab.stages.online_preference_work import OnlinePreferenceWork, judge_of
 
         at = self.opened(inputs, run, engine)
@@ -108,20 +106,16 @@ class OnlinePreference(Online):
             engine, backbone, ["policy"], at.prompts, self, run, completions=kept, step=step
         )
         work = OnlinePreferenceWork(self, at, need, judge, engine)
-        result = train(
+        self.learn(
             work,
-            backbone,
-            ["policy"],
-            optimizer=self.optimizer,
-            steps=self.iterations * self.updates,
-            run=run,
-            engine=engine,
-            seed=self.seed,
+            at,
+            inputs,
+            engine,
+            views=["policy"],
+            updates=self.updates,
+            completions=self.completions,
+            passes=3,
         )
-        asked = self.iterations * self.rollout_batch
-        counts = {"prompts": asked, "completions": asked * self.completions}
-        finish_training(run, backbone, "policy", result, counts, forward_tokens=3 * work.sampled)
-        self.note(at, inputs, sampled=work.sampled)
         run.update_record(
             objective={"target": self.objective.target, **dict(self.objective.arguments)},
             summary={"tie_share": work.tie_share},

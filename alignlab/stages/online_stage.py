@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol
 
 from alignlab.data.gate.limits import Limits
 from alignlab.engine.optimizer import Optimizer
+from alignlab.engine.work import Work
 from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
 from alignlab.rewards.ensemble import Ensemble
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from alignlab.models.backbone import Backbone
     from alignlab.run import Run
     from alignlab.stages.outside import Outside
+
+
+class Rolls(Work, Protocol):
+    """Work on rollouts."""
+
+    sampled: int  # tokens that were sampled so far
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,42 @@ class Online(Stage):
             rewards=[reward.path.name for reward in setting.rewards],
             tokens_sampled=sampled,
         )
+
+    def learn(
+        self,
+        work: Rolls,
+        at: Setting,
+        inputs: Mapping[str, Run],
+        engine: Engine,
+        *,
+        views: Sequence[str],
+        updates: int,
+        completions: int,
+        passes: int,
+    ) -> None:
+        """Train ``views`` on ``work``, ``updates`` times an iteration; save the policy, note costs.
+
+        Of each prompt ``completions`` are sampled; a sampled token is read ``passes`` times without
+        a gradient, its sampling included.
+        """
+        from alignlab.engine.loop import train
+        from alignlab.stages.finish import finish_training
+
+        result = train(
+            work,
+            at.backbone,
+            views,
+            optimizer=self.optimizer,
+            steps=self.iterations * updates,
+            run=at.run,
+            engine=engine,
+            seed=self.seed,
+        )
+        asked = self.iterations * self.rollout_batch
+        counts = {"prompts": asked, "completions": asked * completions}
+        read = passes * work.sampled
+        finish_training(at.run, at.backbone, "policy", result, counts, forward_tokens=read)
+        self.note(at, inputs, sampled=work.sampled)
 
     @abstractmethod
     def name(self) -> str:

@@ -59,9 +59,7 @@ class PPO(Online):
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Alternate sampling and updates until ``iterations`` are done."""
-        from alignlab.engine.loop import train
         from alignlab.stages.budget import fit_online
-        from alignlab.stages.finish import finish_training
         from alignlab.stages.online import Scorer
         from alignlab.stages.ppo_work import PPOWork
 
@@ -78,20 +76,16 @@ class PPO(Online):
         work = PPOWork(
             self, backbone, at.tokenization, prompts, ptx, scorer, engine, at.keep, at.outside
         )
-        result = train(
+        self.learn(
             work,
-            backbone,
-            views,
-            optimizer=self.optimizer,
-            steps=self.iterations * self.ppo_epochs * self.minibatches,
-            run=run,
-            engine=engine,
-            seed=self.seed,
+            at,
+            inputs,
+            engine,
+            views=views,
+            updates=self.ppo_epochs * self.minibatches,
+            completions=1,
+            passes=4,
         )
-        episodes = self.iterations * self.rollout_batch
-        counts = {"prompts": episodes, "completions": episodes}
-        finish_training(run, backbone, "policy", result, counts, forward_tokens=4 * work.sampled)
-        self.note(at, inputs, sampled=work.sampled)
         run.update_record(summary={"kl_coef": work.kl_coef})
 
     def demonstrations(self, at: Setting, engine: Engine) -> Sequence[TokenGroup]:
