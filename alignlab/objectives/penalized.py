@@ -67,7 +67,7 @@ def dpo_likelihood(
 
     ``loss = −log σ(βh) − λ·lp(y_w)/|y_w|``
 
-    Iterative RPO, 2404.19733 eq. 1 (λ = 1; they weight the other term); Llama 3, 2407.21783 §4.1.4
+    Iterative RPO, 2404.19733 (λ = 1; they weight the other term); Llama 3, 2407.21783 §4.1.4
     (λ = 0.2). TRL's ``loss_type=["sigmoid", "sft"]`` takes the likelihood's mean over the tokens of
     the micro-batch instead of each answer's.
 

@@ -24,7 +24,7 @@ class Moves:
 
     ``θ_ref ← α·θ + (1 − α)·θ_ref`` after every ``every`` optimizer steps
 
-    TR-DPO, Gorbatovski et al. 2024, 2404.09656 eq. 7 (soft) and 8 (hard, α = 1).
+    TR-DPO, Gorbatovski et al. 2024, 2404.09656: soft updates, and hard ones with α = 1.
     """
 
     weight: Annotated[float, Range(min=0, min_open=True, max=1)]  # α, the policy's share
