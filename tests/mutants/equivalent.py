@@ -93,16 +93,10 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
         ],
     },
     "objectives.policy": {
-        NEAREST_SIDE: ["clipped_value: values → returns", "value_clip_fraction: values → returns"],
+        NEAREST_SIDE: ["clipped_value: values → returns"],
         NO_GRADIENT_ANYWAY: [
             "clip_fraction: importance_ratio(logps).detach() → importance_ratio(logps)",
             "weight_clip_fraction: importance_ratio(logps).detach() → importance_ratio(logps)",
-            "value_clip_fraction: values.detach() → values",
-            "value_clip_fraction: values.detach() → values (2)",
-        ],
-        SAME_SHAPE: [
-            "value_clip_fraction: values → old_values (3)",
-            "value_clip_fraction: values → returns (3)",
         ],
     },
     "objectives.ranking": {
@@ -225,6 +219,12 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
             " → gradient @ product.matrix",
         ],
     },
+    "models.noise": {
+        CPU: [
+            "EmbeddingNoise.draw: torch.from_numpy(scale).to(device, torch.float32)"
+            " → torch.from_numpy(scale)"
+        ],
+    },
     "models.grouped_attention": {
         "the index of a layer is an integer, which torch's annotation does not say": [
             "grouped_attention: int(module.layer_idx) → module.layer_idx"
@@ -239,6 +239,7 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
             "_attend: query → key (5)",
             "_products: key → value",
             "_products: query → key (2)",
+            "_products: value → key",
         ],
         ONE_SEQUENCE: [
             "grouped_attention: 0 → -1",
@@ -258,6 +259,17 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
         "folded or not, every query head meets its key head; folding saves copies of the keys": [
             "_one_query: query.reshape(rows, key.shape[1], -1, size) → query",
             "_one_query: key → query (2)",
+        ],
+        "what is added to every score changes no softmax": [
+            "_one_query: torch.zeros(1, 1, 1, key.shape[2], device=query.device)"
+            " → torch.ones(1, 1, 1, key.shape[2], device=query.device)",
+            "_products: torch.zeros_like(mask, dtype=wide) → torch.ones_like(mask, dtype=wide)",
+            "placeholder_mask: torch.ones(…) without dtype=torch.bool",
+        ],
+        "a CPU's kernels take an added mask in any format, CUDA's in that of the queries": [
+            "_attend: never mask is not None and mask.is_floating_point()",
+            "_attend: drop mask = mask.to(dtype)",
+            "_attend: mask.to(dtype) → mask",
         ],
         TWO_WAYS: [
             "_attend: grouped and (not _takes_grouped_heads(query.device.type, mask))"
@@ -300,7 +312,9 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
         MATRIX: [
             "choose: -1 → 1",
             "choose: -1 → 1 (2)",
-            "choose: -1 → 1 (3)",
+            "_invert: -1 → 1",
+            "_invert: -1 → 1 (5)",
+            "_invert: -1 → 1 (7)",
             "truncate: -1 → 1",
             "_nucleus_edge: -1 → 1",
             "_nucleus_edge: -1 → 1 (2)",
@@ -308,16 +322,35 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
             "_nucleus_edge: -1 → 1 (5)",
         ],
         U_BELOW_ONE: [
-            "choose: torch.minimum(uniforms.unsqueeze(1) * total, torch.nextafter(total, -total))"
-            " → uniforms.unsqueeze(1) * total",
-            "choose: torch.nextafter(total, -total) → total",
-            "choose: -total → total",
-            "choose: torch.searchsorted(cdf, target, right=True).squeeze(1)"
-            ".clamp_(max=cdf.shape[1] - 1)"
-            " → torch.searchsorted(cdf, target, right=True).squeeze(1)",
-            "choose: cdf.shape[1] - 1 → cdf.shape[1] + 1",
-            "choose: cdf.shape[1] - 1 → cdf.shape[1]",
-            "choose: 1 → 0 (8)",
+            "_first_above: drop target = torch.minimum(target, torch.nextafter(total, -total))",
+            "_first_above: torch.minimum(target, torch.nextafter(total, -total)) → target",
+            "_first_above: torch.nextafter(total, -total) → total",
+            "_first_above: -total → total",
+            "_first_above: torch.searchsorted(cdf, target, right=True)"
+            ".clamp_(max=cdf.shape[1] - 1) → torch.searchsorted(cdf, target, right=True)",
+            "_first_above: cdf.shape[1] - 1 → cdf.shape[1] + 1",
+            "_first_above: cdf.shape[1] - 1 → cdf.shape[1]",
+            "_first_above: 1 → 0 (3)",
+        ],
+        "in one look or two, and however many tokens without mass follow, the draw is the same": [
+            "_invert: always width <= NARROW",
+            "_invert: width <= NARROW → width < NARROW",
+            "_invert: NARROW → NARROW * 2",
+            "_invert: always width % BLOCK",
+            "_invert: width % BLOCK → width * BLOCK",
+            "_invert: width % BLOCK → width",
+            "_invert: width % BLOCK → BLOCK",
+            "_invert: BLOCK → BLOCK * 2",
+            "_invert: BLOCK → BLOCK * 2 (2)",
+        ],
+        "rounding alone leaves less than nothing for a token; float32 is enough for 128": [
+            "_invert: (target - (cdf.gather(1, block) - mass.gather(1, block))).clamp_(min=0)"
+            " → target - (cdf.gather(1, block) - mass.gather(1, block))",
+            "_invert: 0 → -1 (2)",
+            "_invert: inner.cumsum(…) without dtype=torch.float64",
+        ],
+        "an index of one column may be widened before that column or after it": [
+            "_invert: 2 → 1",
         ],
         "`topk` takes the last dimension unless told": [
             "truncate: probs.topk(…) without dim=-1",

@@ -57,6 +57,8 @@ TARGETS = (
     Target("data.pack", DATA),
     Target("data.order", DATA),
     Target("models.logps", MODELS),
+    Target("models.smoothing", ("test_smoothing",), ("_linear_gap", "_capped_gap")),
+    Target("models.noise", ("test_noise",)),
     Target("models.grouped_attention", MODELS),
     Target("models.attention_plan", MODELS),
     # What empty micro-batches and ZeRO ask of a view besides is tested in several processes.
@@ -68,6 +70,7 @@ TARGETS = (
             "View.features",
             "View.logps",
             "View.logps_entropy",
+            "View.logps_mean",
             "View.scores",
             "View.values",
             "View.lm_head",

@@ -308,6 +308,23 @@ def test_one_decoded_token_shares_key_heads(rows, heads, shared, keys, masked):
     close(found, sdpa(q, *many, attn_mask=mask, scale=0.7).transpose(1, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("shared", "keys"), [(2, 5), (6, 5), (2, 400), (6, 400)])
+def test_one_decoded_token_takes_a_mask_that_is_added(shared, keys, dtype):
+    q = normal(3, 6, 1, 4).to(dtype)
+    k, v = (normal(3, shared, keys, 4, seed=s).to(dtype) for s in (1, 2))
+    seen = (torch.arange(keys)[None] >= torch.arange(3)[:, None])[:, None, None]
+    added = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+    with mock.patch(SDPA, side_effect=AssertionError("CUDA's kernel refuses float32 here")):
+        found = no_plan(q, k, v, added, scaling=0.7)
+    many = [x.float().repeat_interleave(6 // shared, 1) for x in (k, v)]
+    close(
+        found.float(),
+        sdpa(q.float(), *many, attn_mask=seen, scale=0.7).transpose(1, 2),
+        atol=1e-6 if dtype == torch.float32 else 0.02,
+    )
+
+
 def test_one_decoded_token_in_bfloat16_without_a_mask():
     q = normal(2, 6, 1, 4).bfloat16()
     k, v = (normal(2, 3, 5, 4, seed=s).bfloat16() for s in (1, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from alignlab.rollout.choose import choose, truncate
@@ -30,13 +31,48 @@ def test_top_p_reaches_the_draw():
 
 
 def test_the_draw_is_the_inverse_of_a_float64_distribution_function():
-    probs = WIDE[:1].softmax(-1)
+    logits = WIDE[:1, :1000]
+    probs = logits.softmax(-1)
     cdf = np.cumsum(probs[0].double().numpy())
-    picked = np.arange(100, 5000, 97)
+    picked = np.arange(10, 1000, 17)
     for shift, wanted in ((1e-11, picked + 1), (-1e-11, picked)):  # just beyond, just before
+        u = torch.from_numpy(cdf[picked] / cdf[-1] + shift)
+        ids, _ = sample(logits.expand(len(u), -1), u)
+        assert ids.tolist() == wanted.tolist()
+
+
+def test_a_wide_vocabulary_is_drawn_from_to_the_rounding_of_its_probabilities():
+    probs = WIDE[:1].softmax(-1)  # blocks of tokens are summed in float32
+    cdf = np.cumsum(probs[0].double().numpy())
+    picked = np.arange(100, 4900)
+    picked = picked[(probs[0, picked] > 1e-7).numpy() & (probs[0, picked + 1] > 1e-7).numpy()]
+    for shift, wanted in ((3e-8, picked + 1), (-3e-8, picked)):
         u = torch.from_numpy(cdf[picked] / cdf[-1] + shift)
         ids, _ = sample(WIDE[:1].expand(len(u), -1), u)
         assert ids.tolist() == wanted.tolist()
+
+
+def test_a_truncated_wide_vocabulary_is_drawn_from_as_if_it_had_the_whole_mass():
+    best = WIDE[0].topk(4)
+    order = best.indices.sort().values
+    cdf = WIDE[0, order].softmax(-1).cumsum(-1)
+    u = [*(cdf[:3] - 1e-4).tolist(), 0.9999, *(cdf[:3] + 1e-4).tolist()]
+    ids, _ = sample(WIDE[:1].expand(7, -1), u, top_k=4)
+    assert ids.tolist() == [*order.tolist(), *order[1:].tolist()]
+
+
+@pytest.mark.parametrize("width", [1024, 1025, 2500, 4096, 5000])
+def test_every_token_of_a_vocabulary_has_its_own_interval(width):
+    # 512 tokens share the mass, so every sum is exact and token j owns [j/512, (j+1)/512)
+    generator = torch.Generator().manual_seed(width)
+    chosen = 200 + torch.randperm(width - 400, generator=generator)[:512].sort().values
+    logits = torch.full((1, width), float("-inf")).index_fill(1, chosen, 0.0)
+    at = torch.arange(512, dtype=torch.float64)
+    for inside in (0.0, 0.5, 1 - 2**-20):
+        ids, logps = sample(logits.expand(512, -1), (at + inside) / 512)
+        assert torch.equal(ids, chosen)
+        assert torch.equal(logps, torch.full((512,), 1 / 512).log())
+    assert sample(logits, [1 - 2**-53])[0].tolist() == [int(chosen[-1])]
 
 
 def test_top_p_is_decided_in_float64():

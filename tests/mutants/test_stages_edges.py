@@ -11,7 +11,7 @@ import torch
 
 from alignlab.data.group import NONE, TokenGroup, Verdict
 from alignlab.data.pack import flatten
-from alignlab.rewards.shaping import clip, length_penalty, missing_eos, token_rewards
+from alignlab.rewards.shaping import clip, missing_eos, token_rewards
 from alignlab.stages.arrange import ARRANGE, group_logps, pair_logps, single_logps
 from alignlab.stages.grpo_work import GRPOWork
 from alignlab.stages.online import OnlinePack
@@ -108,14 +108,7 @@ def test_a_missing_end_is_replaced_or_penalised():
     assert missing_eos(scores, finished).tolist() == [1, 2, 3]
 
 
-def test_length_penalty_and_clip():
-    # free 2, limit 6: shares 0, 0, ½, 1, 1 of a penalty of 4
-    found = length_penalty(
-        t(9, 9, 9, 9, 9), torch.tensor([1, 2, 4, 6, 8]), free=2, limit=6, penalty=4
-    )
-    assert found.tolist() == [9, 9, 7, 5, 5]
-    found = length_penalty(t(1), torch.tensor([3]), free=2, limit=5, penalty=1.0)
-    close(found, t(2 / 3), atol=1e-15)  # a third in the scores' own precision
+def test_clip():
     assert clip(t(-7, 3, 9), 5).tolist() == [-5, 3, 5]
 
 

@@ -10,6 +10,7 @@ import torch
 from model_cases import architecture, make_batch, random_model
 
 from alignlab.models.heads import ScalarHead
+from alignlab.models.noise import EmbeddingNoise
 from alignlab.models.view import View, autocast
 
 SIZES = ((3, (2, 1)), (1, (3,)), (2, (4, 2)))
@@ -42,24 +43,40 @@ def test_an_engine_runs_the_pass_and_its_head():
         ran.append(compute)
         return compute()
 
-    def predictor(hidden, target_ids, temperature, entropy):
-        asked.append((hidden.shape, target_ids, temperature, entropy))
-        return (hidden.sum(-1), hidden[:, 0])[: 1 + entropy]
+    def predictor(hidden, target_ids, temperature, entropy, mean):
+        asked.append((hidden.shape, target_ids, temperature, entropy, mean))
+        return (hidden.sum(-1), hidden[:, 0])[: 1 + (entropy or mean)]
 
     engine = SimpleNamespace(run=run, predictors={"reward": predictor, "other": None})
     mine = View("reward", llama(), None, "grouped", torch.float32, engine)
     found = mine.logps(BATCH, temperature=0.6)
     both = mine.logps_entropy(BATCH, temperature=0.7)
+    smooth = mine.logps_mean(BATCH)
     hidden = view().features(BATCH).at_targets
     close(found, hidden.sum(-1))
     close(both[0], hidden.sum(-1))
     close(both[1], hidden[:, 0])
-    assert len(ran) == 2  # the passes, and nothing else
-    assert [(a[2], a[3]) for a in asked] == [(0.6, False), (0.7, True)]
+    close(smooth[0], hidden.sum(-1))
+    close(smooth[1], hidden[:, 0])
+    assert len(ran) == 3  # the passes, and nothing else
+    assert [a[2:] for a in asked] == [(0.6, False, False), (0.7, True, False), (1.0, False, True)]
     assert all(a[0] == hidden.shape and a[1] is BATCH.target_ids for a in asked)
     without = SimpleNamespace(run=run, predictors={})  # weights that are always whole
     close(View("reward", llama(), None, "grouped", torch.float32, without).logps(BATCH), plain()[0])
-    assert len(ran) == 3
+    assert len(ran) == 4
+
+
+def test_the_mean_of_the_vocabulary_and_noise_on_the_embeddings():
+    logps, mean = view().logps_mean(BATCH)
+    expected = [logits.log_softmax(-1)[prompt - 1 : -1] for _, logits, _, prompt in rows()]
+    close(logps, plain()[0])
+    close(mean, torch.cat(expected).mean(-1))
+    noise = EmbeddingNoise(3.0, (1, 2, 3))
+    disturbed = view().logps(BATCH, noise=noise)
+    assert (disturbed - logps).abs().max() > 1e-3
+    close(view().logps_mean(BATCH, noise=noise)[0], disturbed)
+    close(view(layout="padded").logps(BATCH, noise=noise), disturbed)
+    close(view().logps(BATCH), logps)  # it is gone again
 
 
 def rows():
@@ -170,9 +187,9 @@ def test_the_layout_reaches_the_pass(layout):
 
     asked, real = [], module.hidden_states
 
-    def watched(model, batch, chosen):
+    def watched(model, batch, chosen, noise):
         asked.append(chosen)
-        return real(model, batch, chosen)
+        return real(model, batch, chosen, noise)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "hidden_states", watched)
