@@ -18,6 +18,7 @@ from alignlab.design.expand import expanded
 from alignlab.errors import ConfigError, located
 from alignlab.graph import counted, ordered
 from alignlab.keys import key_of, target_of
+from alignlab.models.encoders import require_policy
 from alignlab.spec import locate
 from alignlab.stages.stage import Stage
 
@@ -235,6 +236,9 @@ class _Planner:
         key = (built.text, *(f"{role} {source.text}" for role, source in inputs.items()))
         if key not in self.estimates:
             with located(f"stages.{name}"):
+                backbone = getattr(built.stage, "backbone", None)
+                if backbone is not None and not built.stage.encodes:
+                    require_policy(backbone, self.store.cache, built.stage.kind)
                 self.estimates[key] = built.stage.estimate(
                     self.store.cache, {role: source.stage for role, source in inputs.items()}
                 )

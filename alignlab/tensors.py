@@ -16,7 +16,7 @@ Axis letters, used in every docstring of the package:
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,7 @@ class FlatBatch:
     completion_group: Tensor  # (C,) int64, group of each completion
     rows: Tensor  # (G,) int64, data row of each group
     spans: tuple[GroupSpan, ...]  # (G,) host-side layout, what the attention plan is made from
+    images: tuple[Any, ...] = ()  # references to the images of all prompts, in order; no pixels
 
     def to(self, device: torch.device | str) -> Self:
         """Copy of the batch with every tensor on ``device``."""

@@ -56,6 +56,7 @@ def test_imports_go_down_only() -> None:
         in {
             "stage",
             "pretrain",
+            "continued_pretrain",
             "sft",
             "annotate",
             "reward",

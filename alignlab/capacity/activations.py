@@ -42,26 +42,37 @@ def layer_bytes(model: Model, arithmetic: Arithmetic, row: int) -> float:
     norms = 2 * d.hidden * FLOAT * (2 if full else 1)  # residual; and the normed one for its gain
     # What q, k, v and gate, up read: one float32 tensor each, or a cast for every product.
     shared = 3 + (2 if d.gated else 1)
-    inputs = (shared if arithmetic.half else 2) * d.hidden * e
+    inputs = 0 if model.still else (shared if arithmetic.half or model.drops else 2) * d.hidden * e
     attention = (2 * d.queries + 2 * d.keys) * e + _weights(model, arithmetic, row)
-    read = d.queries * e  # by the output product
-    inner = (4 if d.gated else 2) * d.inner * e
+    read = 0 if model.still else d.queries * e  # by the output product
+    inner = ((4 if d.gated else 2) - model.still) * d.inner * e  # the last is read by a product
     low_rank = 0 if full else model.adapted * model.rank * e
-    return float(norms + inputs + attention + read + inner + low_rank)
+    wide = model.kept * _widths(model) * e
+    # What is dropped of each product's own input: a number there, a byte on GPUs.
+    dropped = (shared * d.hidden + d.queries + d.inner) * (FLOAT if arithmetic.cpu else 1)
+    return float(
+        norms + inputs + attention + read + inner + low_rank + wide + model.drops * dropped
+    )
 
 
 def freed_bytes(model: Model, arithmetic: Arithmetic) -> float:
     """Bytes per token and block of results that adapted layers free at once.
 
     A layer of peft computes ``W x``, ``B A x`` and its scaled copy and keeps their sum: three
-    results of its width go as they came. What else comes and goes is smaller than what is kept.
+    results of its width go as they came (of DoRA, which keeps the first two, one). What else comes
+    and goes is smaller than what is kept.
     """
-    d = model.dimensions
     if model.adapter is None or not model.adapted:
         return 0.0
+    return float(model.freed * arithmetic.element * _widths(model))
+
+
+def _widths(model: Model) -> float:
+    """Outputs of all adapted layers of a block."""
+    d = model.dimensions
     widths = d.queries + 2 * d.keys + 2 * d.hidden + (2 if d.gated else 1) * d.inner
     share = min(1.0, model.adapted / d.linear_count) if d.linear_count else 1.0
-    return 3.0 * arithmetic.element * widths * share
+    return widths * share
 
 
 def _weights(model: Model, arithmetic: Arithmetic, row: int) -> float:

@@ -1,7 +1,8 @@
 """The nearest setting that fits: searched, over what a user can change, by how much it changes.
 
 A change of the token budget, of the rows sampled together or of where states lie changes no result;
-checkpointing costs time; adapters are another method, and come last.
+checkpointing costs time; to train less is another method and comes last: adapters, the last layers
+alone (whose backward pass is short), adapters on a base of four bits.
 """
 
 from __future__ import annotations
@@ -9,12 +10,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from alignlab.capacity.device import Device
 from alignlab.capacity.memory import Memory, Offload, Setting, peak
-from alignlab.capacity.workload import Workload
+from alignlab.capacity.workload import Model, Workload
+from alignlab.models.quantized import packed_bytes
 
-RANK = 16  # of the adapters that are proposed, as conf/adapter/lora.yaml has it
+Proposed = Literal["lora", "last_layers", "qlora"]
+
+# What each costs more than the first; ranks and layers are those of conf/adapter.
+PROPOSED: dict[Proposed, int] = {"lora": 0, "last_layers": 2, "qlora": 30}
+RANKS = {"lora": 16, "qlora": 64}
+LAST = 2
 LEAST = 64  # rows or tokens below which nothing is proposed
 # What a change costs, in steps of a halved token budget.
 CHECKPOINTING, SHARDING, TO_HOST, ALL_TO_HOST, DOUBLING, ADAPTERS = 3, 4, 8, 14, 10, 40
@@ -31,7 +39,7 @@ class Change:
     zero: int | None = None
     offload: Offload | None = None
     factor: int = 1  # times as many devices
-    adapters: bool = False
+    adapter: Proposed | None = None
 
     def overrides(self, device: Device | None) -> list[str]:
         """Write it as overrides of the command line."""
@@ -46,8 +54,8 @@ class Change:
             words.append("backbone.gradient_checkpointing=true")
         if self.rows is not None:
             words.append(f"decode_batch={self.rows}")
-        if self.adapters:
-            words.append("adapter=lora")
+        if self.adapter is not None:
+            words.append(f"adapter={self.adapter}")
         if self.factor > 1 and device is not None:
             wide = device.count * self.factor
             if wide <= 8 and device.nodes == 1:
@@ -61,10 +69,8 @@ class Change:
         model = work.model
         if self.checkpointing:
             model = replace(model, checkpointing=True)
-        if self.adapters and model.adapter is None:
-            d = model.dimensions
-            own = RANK * d.linear_widths
-            model = replace(model, adapter=own, rank=RANK, adapted=d.linear_count)
+        if self.adapter is not None and can_become(model, self.adapter):
+            model = become(model, self.adapter)
         decode = work.decode
         if self.rows is not None and decode is not None:
             decode = replace(decode, batch=min(decode.batch, self.rows))
@@ -76,6 +82,30 @@ class Change:
             offload=self.offload or setting.offload,
         )
         return replace(work, model=model, decode=decode), changed
+
+
+def can_become(model: Model, adapter: Proposed) -> bool:
+    """Whether a training of this model is near enough to one with these adapters."""
+    if adapter == "qlora":
+        return model.packed is None and (model.adapter is None or model.rank > 0)
+    return model.adapter is None
+
+
+def become(model: Model, adapter: Proposed) -> Model:
+    """The same base with these adapters, or with its last layers trained alone."""
+    d = model.dimensions
+    plain = replace(
+        model, packed=None, drops=False, freed=3, kept=0, still=False, reached=None, zero=3
+    )
+    if adapter == "last_layers":
+        own = LAST * (d.matrices // d.layers + 2 * d.hidden)  # with two norms each
+        return replace(plain, adapter=own, rank=0, adapted=0, reached=LAST)
+    rank, four_bits = RANKS[adapter], adapter == "qlora"
+    packed = packed_bytes(double=True) if four_bits else None
+    own = rank * d.linear_widths
+    return replace(
+        plain, adapter=own, rank=rank, adapted=d.linear_count, packed=packed, drops=four_bits
+    )
 
 
 @dataclass(frozen=True)
@@ -111,10 +141,11 @@ def _changes(placed: Sequence[Placed]) -> Iterator[Change]:
     floor = min((p.workload.update.group for p in placed if p.workload.update), default=budget)
     rows = max((p.workload.decode.batch for p in placed if p.workload.decode), default=0)
     setting = placed[0].setting
-    shards = range(setting.zero, 4)
+    trained = [p.workload.model for p in placed if p.workload.trained]
+    shards, limit = range(setting.zero, 4), min((model.zero for model in trained), default=3)
     offloads: tuple[Offload, ...] = ("none", "optimizer", "all")
     cuda = placed[0].device.kind == "cuda"
-    full = any(p.workload.model.adapter is None and p.workload.trained for p in placed)
+    adapters: list[Proposed] = [a for a in PROPOSED if any(can_become(m, a) for m in trained)]
     choices = itertools.product(
         _halved(budget, max(floor, LEAST)),
         _halved(rows, LEAST // 8) if rows else [(0, None)],
@@ -122,17 +153,25 @@ def _changes(placed: Sequence[Placed]) -> Iterator[Change]:
         shards,
         offloads[offloads.index(setting.offload) :] if cuda else (setting.offload,),
         (1, 2, 4, 8, 16),
-        (False, True) if full else (False,),
+        (None, *adapters),
     )
-    for (a, tokens), (b, side), again, zero, offload, factor, adapters in choices:
+    for (a, tokens), (b, side), again, zero, offload, factor, adapter in choices:
         many = setting.processes * factor > 1
         if (zero > setting.zero and not many) or (offload != "none" and not zero):
             continue
         if offload == "all" and zero < 3:
             continue
+        if zero > max(setting.zero, 0 if adapter == "qlora" else limit):
+            continue
+        if adapter == "qlora" and (zero or offload != "none"):
+            continue
+        if adapter == "last_layers" and offload != setting.offload:  # little is there to move
+            continue
         cost = a + b + CHECKPOINTING * again + SHARDING * (zero - setting.zero)
         cost += {"none": 0, "optimizer": TO_HOST, "all": ALL_TO_HOST}[offload]
-        cost += DOUBLING * (factor.bit_length() - 1) + ADAPTERS * adapters
+        cost += DOUBLING * (factor.bit_length() - 1)
+        cost += ADAPTERS * (adapter is not None and any(m.adapter is None for m in trained))
+        cost += 0 if adapter is None else PROPOSED[adapter]
         yield Change(
             cost=cost,
             token_budget=tokens,
@@ -141,7 +180,7 @@ def _changes(placed: Sequence[Placed]) -> Iterator[Change]:
             zero=None if zero == setting.zero else zero,
             offload=None if offload == setting.offload else offload,
             factor=factor,
-            adapters=adapters,
+            adapter=adapter,
         )
 
 

@@ -102,8 +102,8 @@ def _weights(w: Workload, allocation: Allocation) -> int:
     trained = model.trainable * w.trained * FLOAT
     frozen = stored(model, allocation.half)
     if model.adapter is None:
-        return trained + frozen * w.frozen
-    return frozen + trained + model.adapter * FLOAT * w.frozen
+        return trained + frozen * w.frozen + w.apart
+    return frozen + trained + model.adapter * FLOAT * w.frozen + w.apart
 
 
 def _held(w: Workload, setting: Setting, allocation: Allocation) -> Memory:
@@ -113,12 +113,10 @@ def _held(w: Workload, setting: Setting, allocation: Allocation) -> Memory:
     """
     stage, n = setting.stage, setting.processes
     trained = w.model.trainable * w.trained * FLOAT
-    weights = _weights(w, allocation)
-    if stage == 3:
-        weights //= n
-    weight = w.model.trainable * w.trained
-    states = trained * 3 // n if stage else round(weight * w.states)
-    states += trained * w.averages // (n if stage == 3 else 1)
+    weights = _weights(w, allocation) // (n if stage == 3 else 1)
+    states = trained * 3 // n if stage else round(trained // FLOAT * w.states)
+    copies = w.trained * w.averages + w.starts
+    states += w.model.trainable * copies * FLOAT // (n if stage == 3 else 1)
     away = 0
     if w.update is not None and not allocation.cpu:  # there it is the same memory
         if setting.offload != "none":
@@ -202,12 +200,12 @@ def _update(w: Workload, held: Memory, setting: Setting, allocation: Allocation)
         each //= setting.processes
         if setting.offload != "none" and not allocation.cpu:
             each, away = 0, each * w.trained
-    casts = _casts(model, allocation)
-    casts = casts // model.dimensions.layers if model.checkpointing else casts
+    whole = model.packed is not None or not model.checkpointing
+    casts = _casts(model, allocation) // (1 if whole else model.dimensions.layers)
     buffers = casts + _gathered(w, setting, allocation, False)
     if setting.stage:
         buffers += 2 * min(BUCKET, model.trainable * w.trained) * FLOAT  # on their way
-    blocks = 1 if model.checkpointing else model.dimensions.layers
+    blocks = 1 if model.checkpointing else model.passed
     freed = freed_bytes(model, allocation.arithmetic) * tokens * blocks
     held = replace(
         held,
@@ -235,7 +233,7 @@ def _forward(
     assert update is not None
     layer = round(layer_bytes(model, allocation.arithmetic, update.row) * tokens)
     residual = tokens * d.hidden * FLOAT
-    kept = layer + d.layers * residual if model.checkpointing else d.layers * layer
+    kept = layer + model.passed * residual if model.checkpointing else model.passed * layer
     logits = 0
     if update.targets:
         logits = COPIES * _chunk(round(tokens * update.targets), d.vocabulary)
@@ -269,8 +267,10 @@ def _head_copy(model: Model, allocation: Allocation) -> int:
 def _casts(model: Model, allocation: Allocation, live: bool = True) -> int:
     """Copies of trained matrices in bfloat16, kept until the backward pass has used them.
 
-    A pass without gradients keeps them for the next micro-batch.
+    A pass without gradients keeps them for the next micro-batch. Of four bits: the one in use.
     """
+    if model.packed is not None:
+        return model.dimensions.inner * model.dimensions.hidden * allocation.arithmetic.element
     if not allocation.half or model.adapter is not None or not live:
         return 0
     return model.dimensions.matrices * 2

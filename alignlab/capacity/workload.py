@@ -19,11 +19,22 @@ class Model:
     dtype: Literal["auto", "float32", "bfloat16"]
     checkpointing: bool
     packed: float | None = None  # bytes of a matrix's element where it is quantised
+    zero: int = 3  # highest ZeRO stage that the technique trains under
+    freed: int = 3  # results of an adapted layer's width that come and go
+    kept: int = 0  # results of an adapted layer's width that it keeps beside its own (DoRA)
+    drops: bool = False  # whether adapters drop some of what they read
+    still: bool = False  # whether no linear layer keeps what it reads: none has anything trained
+    reached: int | None = None  # blocks from the top that a backward pass goes through; None: all
 
     @property
     def trainable(self) -> int:
         """Parameters that one trained view has."""
         return self.dimensions.total if self.adapter is None else self.adapter
+
+    @property
+    def passed(self) -> int:
+        """Blocks that a backward pass goes through."""
+        return self.dimensions.layers if self.reached is None else self.reached
 
 
 @dataclass(frozen=True)
@@ -63,4 +74,6 @@ class Workload:
     row: int = 0
     budget: int = 0  # tokens of such a pass; 0: the engine's token budget
     states: float = 8.0  # bytes of optimizer state of a trained weight; AdamW's two moments
+    starts: int = 0  # float32 copies of one trained view that an anchor compares with
     averages: int = 0  # further float32 copies of what is trained (moving average, best weights)
+    apart: int = 0  # bytes of models of other families that are held beside (reward models)

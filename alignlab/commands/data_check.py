@@ -126,7 +126,9 @@ def examine(setup: Setup, named: Sequence[str] = ()) -> Report:
     held_out = {split: list(setup.data.stream(split)) for split in HELD_OUT}
     tokenizer = setup.tokenizer()
     lengths = setup.lengths
-    tokenization = Tokenization(tokenizer, lengths.max_prompt, lengths.max_completion)
+    tokenization = Tokenization(
+        tokenizer, lengths.max_prompt, lengths.max_completion, processor=setup.processor()
+    )
     checked = tuple(_check_split(setup, split, tokenization, held_out) for split in splits)
     return Report(
         setup.name,
@@ -185,6 +187,8 @@ def need_of(setup: Setup, split: str) -> Need:
     if split == "preference" and "annotate" in kinds:
         first = islice(setup.data.stream(split), CHUNK)
         if any(g.completions and g.verdict.kind not in ("none", "demonstration") for g in first):
+            if any(getattr(s, "completions", 0) == 1 for s in setup.stages.values()):
+                return "scores"  # the stage `annotate` keeps those of single completions
             return "thumbs" if _takes_singles(setup) else "pairs"
         return "prompt"  # the stage `annotate` samples and judges completions
     return ""

@@ -79,7 +79,12 @@ def look(setup: Setup, split: str, first: int, count: int) -> Iterator[RowView]:
     if not chosen:
         raise DataError(_nothing(setup, split, first))
     lengths = setup.lengths
-    tokenization = Tokenization(setup.tokenizer(), lengths.max_prompt, lengths.max_completion)
+    tokenization = Tokenization(
+        setup.tokenizer(),
+        lengths.max_prompt,
+        lengths.max_completion,
+        processor=setup.processor(),
+    )
     viewer = Viewer(tokenization)
     return (viewer.view(group, number) for number, group in enumerate(chosen, first))
 

@@ -14,6 +14,7 @@ from alignlab.data.gate.limits import Limits
 from alignlab.data.sources.source import SPLITS, Source
 from alignlab.errors import ConfigError, did_you_mean
 from alignlab.models.load import BackboneConfig, is_made, resolve
+from alignlab.models.sighted import sees_at
 from alignlab.models.templates import use_template
 from alignlab.plan import build_stage
 from alignlab.run import Store
@@ -87,6 +88,18 @@ class Setup:
 
             tokenizer = AutoTokenizer.from_pretrained(folder)
         return use_template(tokenizer, self.backbone.template)
+
+    def processor(self) -> Any | None:
+        """Return what makes tokens of images, for a backbone that sees; None for one of texts."""
+        path = self.backbone.path
+        if sees_at(path) is False:
+            return None
+        folder = resolve(path, self.cache, self.backbone.revision, weights=False)
+        if not sees_at(str(folder)):
+            return None
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(folder)
 
     def vocabulary(self) -> int | None:
         """Ids that the model has embeddings for; None where only the tokenizer can say."""

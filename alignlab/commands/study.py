@@ -114,7 +114,9 @@ def plan(overrides: Sequence[str], *, multirun: bool, as_json: bool) -> int:
     if as_json:
         print(json.dumps(forecast.to_json(session.plan, needs), indent=1))
     else:
-        print(plan_table(session.plan, needs) + forecast.report(needs))
+        from alignlab.commands.plan_data import mixtures
+
+        print(plan_table(session.plan, needs) + mixtures(session.plan) + forecast.report(needs))
     return 0
 
 

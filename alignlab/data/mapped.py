@@ -51,7 +51,7 @@ class Places:
         return {"places": np.frombuffer(bytes(self.text), dtype=np.uint8), "place_ends": ends}
 
 
-class _Groups(Sequence[TokenGroup]):
+class Groups(Sequence[TokenGroup]):
     """What all sequences here have in common: slices are lists, other indices are checked."""
 
     @overload
@@ -74,8 +74,16 @@ class _Groups(Sequence[TokenGroup]):
         """Read the group at a position that exists."""
         raise NotImplementedError
 
+    def sizes(self) -> np.ndarray:
+        """Tokens of every group (rows,), prompt once and all completions: what packing needs."""
+        return np.fromiter(map(group_tokens, self), np.int64, len(self))
 
-class Mapped(_Groups):
+    def counts(self) -> np.ndarray:
+        """Completions of every group (rows,)."""
+        return np.fromiter((len(group.completions) for group in self), np.int64, len(self))
+
+
+class Mapped(Groups):
     """Groups of mapped shards, one after the other; ``rows`` numbers them, else they count up."""
 
     def __init__(
@@ -95,16 +103,16 @@ class Mapped(_Groups):
         return self.shards[shard].group(position - self._starts[shard], row, place)
 
     def sizes(self) -> np.ndarray:
-        """Tokens of every group (rows,), prompt once and all completions: what packing needs."""
+        """Tokens of every group (rows,); none is read."""
         return joined([shard.sizes for shard in self.shards])
 
     def counts(self) -> np.ndarray:
-        """Completions of every group (rows,)."""
+        """Completions of every group (rows,); none is read."""
         return joined([np.diff(shard.arrays["first"]) - 1 for shard in self.shards])
 
 
 @dataclass(frozen=True, eq=False)
-class Selection(_Groups):
+class Selection(Groups):
     """Some groups of a sequence, each read when it is asked for, and changed if ``change``."""
 
     groups: Sequence[TokenGroup]
@@ -130,8 +138,18 @@ class Selection(_Groups):
         group = self.groups[int(self.positions[position])]
         return group if self.change is None else self.change(group)
 
+    def sizes(self) -> np.ndarray:
+        """Tokens of every group (rows,); none is read, unless they are changed."""
+        known = self.change is None
+        return sizes_of(self.groups)[self.positions] if known else super().sizes()
 
-class Joined(_Groups):
+    def counts(self) -> np.ndarray:
+        """Completions of every group (rows,); none is read, unless they are changed."""
+        known = self.change is None
+        return completion_counts(self.groups)[self.positions] if known else super().counts()
+
+
+class Joined(Groups):
     """Several sequences of groups, one after the other."""
 
     def __init__(self, *parts: Sequence[TokenGroup]) -> None:
@@ -183,17 +201,13 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def sizes_of(groups: Sequence[TokenGroup]) -> np.ndarray:
     """Tokens of every group (rows,), prompt once and all completions; mapped ones are not read."""
-    if isinstance(groups, Mapped):
+    if isinstance(groups, Groups):
         return groups.sizes()
-    if isinstance(groups, Selection) and groups.change is None:
-        return sizes_of(groups.groups)[groups.positions]
     return np.fromiter(map(group_tokens, groups), np.int64, len(groups))
 
 
 def completion_counts(groups: Sequence[TokenGroup]) -> np.ndarray:
     """Completions of every group (rows,); mapped ones are not read."""
-    if isinstance(groups, Mapped):
+    if isinstance(groups, Groups):
         return groups.counts()
-    if isinstance(groups, Selection) and groups.change is None:
-        return completion_counts(groups.groups)[groups.positions]
     return np.fromiter((len(group.completions) for group in groups), np.int64, len(groups))

@@ -9,6 +9,7 @@ import numpy as np
 
 from alignlab.data.group import TokenGroup
 from alignlab.errors import DataError
+from alignlab.images import images_of
 from alignlab.tensors import FlatBatch, GroupSpan
 
 
@@ -94,13 +95,8 @@ def flatten(groups: Sequence[TokenGroup]) -> FlatBatch:
 
     if not groups:
         raise ValueError("flatten needs at least one group.")
-    segments: list[np.ndarray] = []
-    is_prompt: list[bool] = []
-    for group in groups:
-        segments.append(group.prompt)
-        segments.extend(group.completions)
-        is_prompt.append(True)
-        is_prompt.extend([False] * len(group.completions))
+    segments = [part for group in groups for part in (group.prompt, *group.completions)]
+    is_prompt = [first for group in groups for first in (True, *(False for _ in group.completions))]
     length = np.fromiter(map(len, segments), np.int64, len(segments))
     prompt = np.array(is_prompt)
     group_of = np.cumsum(prompt) - 1  # (segments,) group of each segment
@@ -139,6 +135,7 @@ def flatten(groups: Sequence[TokenGroup]) -> FlatBatch:
         completion_group=tensor(group_of[~prompt]),
         rows=tensor(np.fromiter((group.row for group in groups), np.int64, len(groups))),
         spans=_spans(start.tolist(), end.tolist(), is_prompt),
+        images=tuple(image for group in groups for image in images_of(group.meta)),
     )
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
 from alignlab.data.group import Message
+from alignlab.data.thinking import CLOSE, FIELDS, OPEN
 from alignlab.errors import DataError
 
 PROBE = "Qzyx"  # what no template writes by itself
+WEIGHTS = ("weight", "thought_weight")  # what is said to the loss and not to the template
+THOUGHT_FIELDS = (*FIELDS, "reasoning")
 # (messages, tools or None, whether to open an answer) -> text; raises what the template raises
 Apply = Callable[[list[Message], Any, bool], str]
 
@@ -18,8 +22,9 @@ Apply = Callable[[list[Message], Any, bool], str]
 class Probes:
     """A chat template's habits, and messages in the form that it takes."""
 
-    def __init__(self, tokenizer: Any, apply: Apply) -> None:
+    def __init__(self, tokenizer: Any, apply: Apply, image: str | None = None) -> None:
         self.tokenizer = tokenizer
+        self._image = image  # token in the place of an image, for models that see
         self._apply = apply
         self._calls: dict[tuple[bool, bool], bool] = {}
 
@@ -54,7 +59,9 @@ class Probes:
 
     @cached_property
     def blocks(self) -> bool:
-        """Whether the template reads contents as lists of blocks only, as those with images do."""
+        """Whether contents are lists of blocks: what writes images, or can read nothing else."""
+        if self._image is not None and self._writes_images(self._image):
+            return True
         for blocks in (False, True):
             message = _as_blocks(_say("user", PROBE)) if blocks else _say("user", PROBE)
             try:
@@ -76,6 +83,34 @@ class Probes:
                 continue
         return False
 
+    def _writes_images(self, image: str) -> bool:
+        asked = _as_blocks(_say("user", image + PROBE), image)
+        with suppress(Exception):  # it takes no such blocks; texts with the token come next
+            text = self._apply([asked], None, False)
+            return text.count(image) == 1 and PROBE in text
+        return False
+
+    @cached_property
+    def thought_field(self) -> str | None:
+        """Field of an answer in which the template looks for its thought; None if it reads none."""
+        for field in THOUGHT_FIELDS:
+            answer = {**_say("assistant", "a"), field: PROBE}
+            try:
+                if PROBE in self._apply([_say("user", "a"), answer], None, False):
+                    return field
+            except Exception:  # a template with rules of its own: its complaint comes with a row
+                continue
+        return None
+
+    @cached_property
+    def doubles_tags(self) -> bool:
+        """Whether the template writes tags of its own around those in an answer's content."""
+        answer = _say("assistant", f"{OPEN}\n{PROBE}\n{CLOSE}\n\na")
+        try:
+            return self._apply([_say("user", "a"), answer], None, False).count(CLOSE) > 1
+        except Exception:  # as above
+            return False
+
     def writes_call(self, message: Message, tools: Any) -> bool:
         """Whether the template writes the tool calls of such a message: with or without content."""
         filled = bool(message.get("content"))
@@ -94,13 +129,16 @@ class Probes:
         """Messages as the template takes them: no None, no weight, contents and calls in its form.
 
         The OpenAI form has a call's arguments as JSON text, and most templates write them as JSON
-        themselves: text would come out quoted twice.
+        themselves: text would come out quoted twice. A thought stands in the field that it reads.
         """
         kept = []
         for message in messages:
-            plain = {k: v for k, v in message.items() if v is not None and k != "weight"}
+            plain = {k: v for k, v in message.items() if v is not None and k not in WEIGHTS}
+            for field in FIELDS:
+                if field in plain and self.thought_field not in (None, field):
+                    plain.setdefault(self.thought_field, plain.pop(field))
             if self.blocks and isinstance(plain.get("content"), str):
-                plain = _as_blocks(plain)
+                plain = _as_blocks(plain, self._image)
             if plain.get("tool_calls"):
                 plain["tool_calls"] = [self._call(call) for call in plain["tool_calls"]]
             kept.append(plain)
@@ -141,8 +179,12 @@ def _say(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _as_blocks(message: Message) -> Message:
-    return {**message, "content": [{"type": "text", "text": message["content"]}]}
+def _as_blocks(message: Message, image: str | None = None) -> Message:
+    first, *rest = message["content"].split(image) if image else [message["content"]]
+    blocks = [{"type": "text", "text": first}] if first or not rest else []
+    for text in rest:
+        blocks += [{"type": "image"}, *([{"type": "text", "text": text}] if text else [])]
+    return {**message, "content": blocks}
 
 
 def _calling(content: str | None) -> list[Message]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from alignlab.data.group import Message
 from alignlab.data.probes import Probes
+from alignlab.data.thinking import CLOSE, OPEN, thought_of
 from alignlab.errors import DataError
 
 # A template that writes today's date would make other tokens tomorrow. This is the date that the
@@ -22,7 +23,8 @@ _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 NO_TEMPLATE = (
     "The data are messages, but the tokenizer has no chat template. Ways out: "
     "backbone.template=dialogue (role names as plain text, for any tokenizer), "
-    "backbone.template=chatml (for a tokenizer with <|im_start|> and <|im_end|>), "
+    "backbone.template=chatml (for a tokenizer with <|im_start|> and <|im_end|>), either with "
+    "tools and thoughts (dialogue_tools, chatml_tools), "
     "backbone.template=FILE.jinja (a template of your own), a backbone with a chat template, or "
     "the data as plain text (data.style=text)."
 )
@@ -47,9 +49,12 @@ class ChatTemplate:
     Args:
         tokenizer: a transformers tokenizer.
         text: Jinja text, the named texts of a tokenizer that has several, or None.
+        image: token in the place of an image, for models that see.
     """
 
-    def __init__(self, tokenizer: Any, text: str | Mapping[str, str] | None) -> None:
+    def __init__(
+        self, tokenizer: Any, text: str | Mapping[str, str] | None, image: str | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         named = {"default": text} if isinstance(text, str) else dict(text or {})
         if named and "default" not in named:
@@ -59,7 +64,7 @@ class ChatTemplate:
             )
         self.text = _fixed_clock(named["default"]) if named else None
         self.tool_text = _fixed_clock(named["tool_use"]) if "tool_use" in named else self.text
-        self._probes = Probes(tokenizer, self._apply_one)
+        self._probes = Probes(tokenizer, self._apply_one, image)
 
     @cached_property
     def marks(self) -> bool:
@@ -113,6 +118,30 @@ class ChatTemplate:
         )
         return texts[0], [(start, end) for start, end in marks[0]]
 
+    def require_thought(self, message: Message, written: str, where: str) -> None:
+        """Refuse an answer whose thought the template left out of what it wrote, or wrote doubly.
+
+        Raises:
+            DataError: names the conversation and the ways out.
+        """
+        thought = (thought_of(message).thought or "").strip()
+        if CLOSE in str(message.get("content")) and self._probes.doubles_tags:
+            raise DataError(
+                f"The chat template writes {OPEN} tags itself, and so does the last answer of "
+                f"{where} in its content: it would be trained with an empty thought before its "
+                "own. Give thoughts to the template in their field: data.thinking=field."
+            )
+        if thought and thought not in written:
+            reads = self._probes.thought_field
+            why = f"reads them in '{reads}' of some answers" if reads else "reads no field of them"
+            raise DataError(
+                f"The chat template leaves out the thought of the last answer of {where} (it {why})"
+                ", and an answer without it would be trained. Ways out: write thoughts into the "
+                "contents (data.thinking=tagged), leave them out (data.thinking=dropped), or a "
+                "template that writes them (backbone.template=FILE.jinja, or chatml_tools and "
+                "dialogue_tools, which alignlab brings)."
+            )
+
     def _require_calls(self, conversation: Conversation) -> None:
         tools = list(conversation.tools) or None
         for message in conversation.messages:
@@ -120,7 +149,8 @@ class ChatTemplate:
                 raise DataError(
                     f"The chat template leaves out tool calls, and {conversation.where} has some: "
                     "an empty answer would be trained in their place. Use a template that writes "
-                    "them (backbone.template=FILE.jinja), or data with the calls as text."
+                    "them (backbone.template=FILE.jinja, chatml_tools or dialogue_tools), or data "
+                    "with the calls as text."
                 )
 
     def _batch(self, members: Sequence[Conversation], generation: bool) -> list[str]:
@@ -168,8 +198,9 @@ def after(head: str, whole: str, where: str) -> str:
         thinks = "think" in head[max(0, same - 8) :]
         hint = (
             " This template opens a thought, and the answers have none: write it into their "
-            "contents as <think>…</think>, or use a template that opens none (often a copy that "
-            "starts with {%- set enable_thinking = false -%})."
+            "contents as <think>…</think> (from a field: data.thinking=tagged), or use a template "
+            "that opens none (often a copy that starts with "
+            "{%- set enable_thinking = false -%})."
             if thinks
             else ""
         )

@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 
 from alignlab.data.group import NONE, PromptGroup, TokenGroup
+from alignlab.data.image_tokens import ImageTokens
 from alignlab.data.rendering import ChatTemplate
 from alignlab.data.seams import Encoder
+from alignlab.data.shown_images import shown
 from alignlab.data.turns import Turns, Written, encode_turns, write_chat, write_plain
 from alignlab.errors import DataError
+from alignlab.images import KEY, images_of
 
-VERSION = 2  # part of the fingerprint: raise it when the token stream changes
+VERSION = 3  # part of the fingerprint: raise it when the token stream changes
 
 
 _Body = tuple[np.ndarray, "np.ndarray | None"]  # ids without the end token; mask with it
@@ -47,6 +50,7 @@ class Tokenization:
         max_completion: longer completions (EOS counted) are cut on the right and have no EOS;
             ``meta["completion_cut"]`` counts the tokens that each lost.
         template: Jinja text of a chat template; None = the tokenizer's own.
+        processor: of transformers, for prompts that show images; None = texts only.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Tokenization:
         max_prompt: int | None,
         max_completion: int | None,
         template: str | None = None,
+        processor: Any | None = None,
     ) -> None:
         for name, limit, least in (("prompt", max_prompt, 2), ("completion", max_completion, 1)):
             if limit is not None and limit < least:
@@ -66,8 +71,13 @@ class Tokenization:
         self.tokenizer = tokenizer
         self.max_prompt = max_prompt
         self.max_completion = max_completion
-        self._arguments = (tokenizer, max_prompt, max_completion, template)
-        self.chat = ChatTemplate(tokenizer, template or getattr(tokenizer, "chat_template", None))
+        self._arguments = (tokenizer, max_prompt, max_completion, template, processor)
+        self._images = None if processor is None else ImageTokens(processor)
+        self.chat = ChatTemplate(
+            tokenizer,
+            template or getattr(tokenizer, "chat_template", None),
+            None if self._images is None else self._images.token,
+        )
         self._encoder = Encoder(tokenizer)
 
     def __reduce__(self) -> tuple[type[Tokenization], tuple[Any, ...]]:
@@ -132,11 +142,16 @@ class Tokenization:
             DataError: messages without a chat template, or a template that renders a prompt
                 differently once an answer follows.
         """
+        given = groups
+        groups = [self._placed(group) for group in groups]
         written: list[Written] = [("", ())] * len(groups)
         for conversational, write in ((False, write_plain), (True, self._chat)):
             members = [i for i, g in enumerate(groups) if g.conversational == conversational]
             for i, one in zip(members, write([groups[i] for i in members]), strict=True):
                 written[i] = one
+        if self._images is not None:
+            pairs = zip(given, written, strict=True)
+            written = [self._images.expanded(group, one) for group, one in pairs]
         heads, together = self._encoder.continued(
             [text for text, _ in written],
             [[tail for tail in tails if isinstance(tail, str)] for _, tails in written],
@@ -145,7 +160,7 @@ class Tokenization:
         numbers = range(len(groups)) if rows is None else rows
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id  # slow to ask for
         result = []
-        for group, row, head, (_, tails) in zip(groups, numbers, heads, written, strict=True):
+        for group, row, head, (_, tails) in zip(given, numbers, heads, written, strict=True):
             end = self.end_of_turn if group.conversational else eos
             bodies = [
                 self._completion(head, next(wholes), tail, end)
@@ -170,8 +185,20 @@ class Tokenization:
         special = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.adds_bos]
         limits = [VERSION, self.max_prompt, self.max_completion]
         templates = [self.chat.text, self.chat.tool_text]
-        content = json.dumps([vocabulary, templates, special, limits])
+        seen = [] if self._images is None else [self._images.fingerprint()]
+        content = json.dumps([vocabulary, templates, special, limits, *seen])
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def _placed(self, group: PromptGroup) -> PromptGroup:
+        if self._images is not None:
+            return self._images.placed(group)
+        if images_of(group.meta):
+            raise DataError(
+                f"Group {group.id!r} ({group.meta.get('place', 'no place')}) shows images, and "
+                "this stage or its backbone reads texts only. Use a vision-language backbone, or "
+                "data without images (data.images=null)."
+            )
+        return group
 
     def _chat(self, groups: list[PromptGroup]) -> list[Written]:
         return write_chat(self.chat, groups, self.tokenizer.eos_token) if groups else []
@@ -212,6 +239,12 @@ class Tokenization:
         self, group: PromptGroup, row: int, head: np.ndarray, bodies: list[_Body], end: int
     ) -> TokenGroup:
         cut = max(0, len(head) - self.max_prompt) if self.max_prompt else 0
+        if cut and images_of(group.meta):
+            raise DataError(
+                f"The prompt of group {group.id!r} ({group.meta.get('place', 'no place')}) has "
+                f"{len(head)} tokens with its images, and one that shows images is never cut: "
+                f"raise max_prompt={self.max_prompt}, or show fewer or smaller images."
+            )
         if cut:
             bos = int(head[0]) == self.tokenizer.bos_token_id
             head = np.concatenate((head[:1], head[cut + 1 :])) if bos else head[cut:]
@@ -223,6 +256,8 @@ class Tokenization:
         cuts: dict[str, Any] = {"prompt_cut": cut} if cut else {}
         if any(lost):
             cuts["completion_cut"] = lost
+        if images_of(group.meta):
+            cuts[KEY] = shown(group)
         return TokenGroup(
             prompt=head,
             completions=tuple(ids[:limit] for ids in whole),

@@ -9,7 +9,7 @@ from typing import Literal
 from alignlab.data.group import Message, PromptGroup, Text
 from alignlab.errors import DataError
 
-Style = Literal["as_is", "text", "messages"]
+Style = Literal["as_is", "text", "messages", "alpaca"]
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 # HelpSteer writes the turns after a user's first one so.
@@ -86,6 +86,28 @@ def last_turn(group: PromptGroup) -> PromptGroup:
     if isinstance(group.prompt, str) or isinstance(said, str) or len(said) < 2:
         return group
     return replace(group, prompt=group.prompt + said[:-1], completions=(said[-1:],))
+
+
+def each_turn(group: PromptGroup) -> tuple[PromptGroup, ...]:
+    """Return a demonstration of several turns as one group for each answer that counts.
+
+    The prompt of each is all that was said before it, as a sampler would have it; so a template
+    that drops the thoughts of earlier turns writes every answer with its own. Messages of weight 0
+    make none. Other groups are returned as they are.
+    """
+    said = group.completions[0] if group.verdict.kind == "demonstration" else ()
+    if isinstance(group.prompt, str) or isinstance(said, str) or len(said) < 2:
+        return (group,)
+    return tuple(
+        replace(
+            group,
+            prompt=group.prompt + said[:number],
+            completions=(said[number : number + 1],),
+            id=f"{group.id}/{number}",
+        )
+        for number, message in enumerate(said)
+        if message["role"] == "assistant" and message.get("weight") != 0
+    )
 
 
 def _check_writable(group: PromptGroup) -> None:

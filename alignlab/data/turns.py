@@ -16,6 +16,7 @@ import numpy as np
 from alignlab.data.group import Message, PromptGroup, Text
 from alignlab.data.rendering import ChatTemplate, Conversation, after, common_prefix
 from alignlab.data.seams import Encoder
+from alignlab.data.thinking import CLOSE, thought_of
 from alignlab.errors import DataError
 
 Span = tuple[int, int]  # characters [start, end) of a rendered conversation
@@ -28,6 +29,7 @@ class Turns:
     text: str
     start: int  # character where the completion starts
     spans: tuple[Span, ...]  # turns of the assistant that are targets, in order
+    thoughts: tuple[Span, ...]  # what of them is only read
     last_counts: bool  # whether the last message is one of them
 
 
@@ -72,6 +74,10 @@ def write_chat(chat: ChatTemplate, groups: Sequence[PromptGroup], eos: str) -> l
         after(one.head, whole, one.prompt.where)
         for one, whole in zip(answered, wholes, strict=True)
     ]
+    for one, tail in zip(answered, tails, strict=True):
+        last = one.conversation.messages[-1]
+        if counts(last):
+            chat.require_thought(last, str(tail), one.prompt.where)
     several = [i for i, one in enumerate(answered) if one.masked]
     if several:
         found = find_turns(chat, [(answered[i], wholes[i]) for i in several], chat.end_text or eos)
@@ -102,7 +108,8 @@ def counts(message: Message) -> bool:
 
 def needs_mask(completion: Sequence[Message]) -> bool:
     """Whether something of a completion is read only."""
-    return len(completion) > 1 or not counts(completion[0])
+    first = completion[0]
+    return len(completion) > 1 or not counts(first) or first.get("thought_weight") == 0
 
 
 def until_last_answer(completion: Sequence[Message], where: str) -> Sequence[Message]:
@@ -151,14 +158,40 @@ def find_turns(
         else:
             known.append(span)
     return [
-        Turns(
-            text,
-            len(one.head),
-            tuple(_by_marks(chat, one, text, end_text) if found is None else found),
-            counts(one.conversation.messages[-1]),
-        )
+        _turns(one, text, _by_marks(chat, one, text, end_text) if found is None else found)
         for (one, text), found in zip(wholes, spans, strict=True)
     ]
+
+
+def _turns(one: _Answered, text: str, spans: Sequence[Span]) -> Turns:
+    messages = one.conversation.messages
+    said = [message for message in messages[one.first :] if counts(message)]
+    thoughts = [
+        (first, thought_end(text, (first, last), message, one.prompt.where))
+        for (first, last), message in zip(spans, said, strict=True)
+        if message.get("thought_weight") == 0
+    ]
+    return Turns(text, len(one.head), tuple(spans), tuple(thoughts), counts(messages[-1]))
+
+
+def thought_end(text: str, span: Span, message: Message, where: str) -> int:
+    """Where the answer behind the thought of a turn starts, as a character of the rendered text.
+
+    Raises:
+        DataError: the turn's thought is not found in what the template wrote.
+    """
+    written = text[span[0] : span[1]]
+    place = written.rfind(CLOSE) + len(CLOSE)
+    if place < len(CLOSE):
+        thought = (thought_of(message).thought or "").strip()
+        place = written.find(thought) + len(thought)
+        if not thought or place < len(thought):
+            raise DataError(
+                f"The thought of an answer of {where} is to be masked (thought_weight, or "
+                "data.mask_thinking), and the chat template writes none there. Leave thoughts out "
+                "instead (data.thinking=dropped)."
+            )
+    return span[0] + place + len(written[place:]) - len(written[place:].lstrip())
 
 
 def _filled(
@@ -197,7 +230,8 @@ def _by_marks(chat: ChatTemplate, one: _Answered, text: str, end_text: str) -> l
         raise DataError(
             f"The chat template writes an earlier turn of {conversation.where} differently once "
             "later turns follow, so what the assistant wrote cannot be found in it. Ways out: "
-            "train on last answers only (data.turns=last), a training version of the template "
+            "make each answer a row of its own, written as it is sampled (data.turns=each), train "
+            "on last answers only (data.turns=last), a training version of the template "
             "where TRL has one (backbone.template=training), or a template of your own that keeps "
             "earlier turns or marks answers with {% generation %} (backbone.template=FILE.jinja)."
         )
@@ -230,10 +264,12 @@ def _by_marks(chat: ChatTemplate, one: _Answered, text: str, end_text: str) -> l
 def encode_turns(encoder: Encoder, turns: Turns) -> tuple[list[int], np.ndarray]:
     """Ids of a completion and its mask (one bool per id, True = target), end of text included."""
     starts = [first for first, _ in turns.spans]
-    ids, index = encoder.at(turns.text, [turns.start, *starts], [last for _, last in turns.spans])
+    ends = [last for _, last in (*turns.spans, *turns.thoughts)]
+    ids, index = encoder.at(turns.text, [turns.start, *starts], ends)
     mask = np.zeros(len(ids), dtype=bool)
-    for first, last in turns.spans:
-        mask[index[first] : index[last]] = True
+    for spans, counted in ((turns.spans, True), (turns.thoughts, False)):
+        for first, last in spans:
+            mask[index[first] : index[last]] = counted
     opening = index[turns.start]
     return ids[opening:], mask[opening:]
 

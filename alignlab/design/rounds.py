@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -59,6 +60,16 @@ def with_rounds(draft: Draft, rounds: Any) -> Draft:
 
 def _named(name: str, number: int) -> str:
     return name if number == 1 else f"{name},round={number}"
+
+
+def round_of(stage: str) -> int:
+    """Which round a stage of this name is of: 1 where it says nothing.
+
+    >>> round_of("policy"), round_of("policy,round=3")
+    (1, 3)
+    """
+    found = re.search(r",round=(\d+)$", stage)
+    return int(found[1]) if found else 1
 
 
 def _copy(name: str, node: Node, rounds: Rounds, number: int) -> Node:

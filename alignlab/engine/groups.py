@@ -30,9 +30,9 @@ _BOTTOM = re.compile(r"emb|\bwte\b|\bwpe\b|prompt")
 class Layerwise:
     """Learning rates by depth, and layers that thaw one after another (Howard & Ruder 2018).
 
-    ULMFiT (https://arxiv.org/abs/1801.06146, section 3.2): the rate of a layer is that of the layer
-    above it divided by 2.6; section 3.3: training begins with the last layer, and one more layer
-    from the top joins at each interval, which is an epoch there.
+    ULMFiT (https://arxiv.org/abs/1801.06146): the rate of a layer is that of the layer above it
+    divided by 2.6; training begins with the last layer, and one more layer from the top joins at
+    each interval, which is an epoch there.
     """
 
     # rate of a layer group as a share of the one above it: 1/divide

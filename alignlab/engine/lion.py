@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Lion(torch.optim.Optimizer):
-    """Algorithm 2 of https://arxiv.org/abs/2302.06675, with decoupled weight decay.
+    """The update of https://arxiv.org/abs/2302.06675, with decoupled weight decay.
 
     With gradient g, momentum m (0 at first), rate η and decay λ::
 
@@ -18,8 +18,8 @@ class Lion(torch.optim.Optimizer):
         θ ← θ - η (sign(c) + λ θ)
         m ← β2 m + (1 - β2) g
 
-    Every element moves by η (or not at all, where c is 0), so rates are 3 to 10 times smaller than
-    AdamW's, and λ as much larger (section 5 there). State: one number a weight, ``exp_avg``.
+    Every element moves by η (or not at all, where c is 0), so the authors take rates 3 to 10 times
+    smaller than AdamW's, and λ as much larger. State: one number a weight, ``exp_avg``.
     """
 
     def __init__(

@@ -61,8 +61,8 @@ def train(
         Interrupted: a signal came (see `interruption`); the last whole step is saved.
         DivergenceError: a loss or a gradient is not finite.
     """
-    if early_stopping and not (evaluate and evaluate_every):
-        raise ConfigError("early_stopping needs evaluations: set evaluate_every above 0.")
+    if early_stopping:
+        _require_evaluations(evaluate_every if evaluate else 0, steps, run)
     workers = engine.workers()
     checkpoint.seed_all(seed, workers.rank)
     state = TrainState(work, backbone, views, optimizer, early_stopping, engine)
@@ -90,9 +90,30 @@ def train(
             except Interrupted as error:
                 state.save(run, engine)
                 raise _interrupted(error.signal_number, state.step, steps) from None
+    return _finished(state, run)
+
+
+def _finished(state: TrainState, run: Run) -> TrainResult:
+    """Leave the weights to save, and record what there is to know of them."""
     if holdings := state.update.holdings():
         run.update_record(sharding=holdings)
-    return state.result()
+    result, change = state.result(), state.update.change
+    best = result.best_step
+    if change is not None and best is not None and (told := change.taken_early(best)):
+        run.warn(told)
+    return result
+
+
+def _require_evaluations(every: int, steps: int, run: Run) -> None:
+    """Refuse early stopping without evaluations, and say where the first comes too late."""
+    if not every:
+        raise ConfigError(
+            "early_stopping needs evaluations: set evaluate_every above 0, and keep rows for them."
+        )
+    if every > steps:
+        run.warn(
+            f"early_stopping does nothing: evaluate_every={every}, and there are {steps} steps."
+        )
 
 
 def _begin(state: TrainState, run: Run, engine: Engine, steps: int) -> int:

@@ -67,7 +67,7 @@ def slanted(step: int, steps: int, cut: int, floor: float) -> float:
     """ULMFiT's slanted triangle: up to the ``cut``-th step, down to the last one.
 
     ``(1 + p (ratio - 1)) / ratio`` with ``p = t / cut`` for ``t < cut`` and
-    ``1 - (t - cut) / (T - cut)`` after it, ``floor = 1 / ratio`` (Howard & Ruder 2018, equation 3,
+    ``1 - (t - cut) / (T - cut)`` after it, ``floor = 1 / ratio`` (Howard & Ruder 2018,
     https://arxiv.org/abs/1801.06146; there the last denominator is ``cut (1 / cut_frac - 1)``,
     which is ``T - cut`` wherever ``T cut_frac`` is whole, and leads below the floor elsewhere).
     """
@@ -87,14 +87,14 @@ def factor(
     constant            1
     linear              1 - (1 - floor) p
     cosine              floor + (1 - floor)(1 + cos(pi p)) / 2 (Loshchilov & Hutter 2017,
-                        https://arxiv.org/abs/1608.03983, equation 5, one cycle)
+                        https://arxiv.org/abs/1608.03983, one cycle)
     inverse_sqrt        sqrt(w / step), at least floor (Vaswani et al. 2017,
                         https://arxiv.org/abs/1706.03762, equation 3)
     wsd                 1, and over the last d steps 1 - (1 - floor) q with
                         q = (step - 1 - (steps - d)) / d (Hu et al. 2024,
                         https://arxiv.org/abs/2404.06395, section 4.2, the decay linear)
     wsd_sqrt            as wsd, 1 - (1 - floor) sqrt(q) (Hägele et al. 2024,
-                        https://arxiv.org/abs/2405.18392, equation 1)
+                        https://arxiv.org/abs/2405.18392)
     slanted_triangular  `slanted`, whose way up is the warm-up
     ==================  ==========================================================================
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from alignlab import interruption
@@ -94,7 +94,7 @@ class TrainState:
         self.backbone.train_mode(False)
         self.owes_evaluation = True
         try:
-            with self.ema.swapped() if self.ema else nullcontext():
+            with self._averaged() if self.ema else nullcontext():
                 metrics = {name: float(value) for name, value in evaluate().items()}
                 metrics = self.workers.from_main(metrics)
                 if self.patience:
@@ -212,10 +212,24 @@ class TrainState:
             best_step = self.patience.best_step
         elif self.ema:
             self.ema.swap_in()
+            self._cut()
         self.backbone.train_mode(False)
         self.update.close()
         tokens = self.workers.reduce_sums({"tokens": self._tokens})["tokens"]
         return TrainResult(self.step, int(tokens), self.seconds, best_step)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The moving average in place of the weights, as it would be saved."""
+        assert self.ema is not None
+        with self.ema.swapped():
+            self._cut()
+            yield
+
+    def _cut(self) -> None:
+        """An average remembers what a technique has set to zero since."""
+        if self.update.change is not None:
+            self.update.change.cut()
 
     @property
     def seconds(self) -> float:

@@ -44,9 +44,14 @@ class Patience:
         """Take in one evaluation; True when training should stop.
 
         Raises:
-            ConfigError: the evaluation has no such metric.
+            ConfigError: the evaluation has no such metric, or none at all.
         """
         name = self.rule.metric
+        if not metrics:
+            raise ConfigError(
+                "early_stopping: the evaluation measures nothing, because there are no held-out "
+                "rows. Keep some for validation, or set early_stopping=null."
+            )
         if name not in metrics:
             raise ConfigError(
                 f"early_stopping.metric is '{name}', but the evaluation gives "

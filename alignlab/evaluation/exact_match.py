@@ -10,7 +10,8 @@ from alignlab.data.wording import content
 from alignlab.evaluation.items import FewShot, cut_warning, item_id, load
 from alignlab.evaluation.policy import Policy
 from alignlab.evaluation.task import Result, Row, mean
-from alignlab.rewards.reward import fingerprint
+from alignlab.rewards.reward import fingerprint, known_of
+from alignlab.rewards.thinking import graded
 from alignlab.rollout.sampling import Sampling
 from alignlab.spec import Spec, build
 
@@ -55,8 +56,8 @@ class ExactMatch:
         rows: list[Row] = []
         for number, group in enumerate(groups):
             texts = list(answers.texts[number])
-            prompt, known = content(group.prompt), [group.meta] * len(texts)
-            right = reward.score([prompt] * len(texts), texts, known).tolist()
+            prompt, known = content(group.prompt), [known_of(group)] * len(texts)
+            right = graded(reward, [prompt] * len(texts), texts, known).tolist()
             item = item_id(group, number)
             rows.append(Row("accuracy", item, mean(right), prompt=prompt, completion=texts[0]))
             rows.append(Row("finished", item, mean(list(map(float, answers.finished[number])))))

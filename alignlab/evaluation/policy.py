@@ -15,6 +15,7 @@ import numpy as np
 from alignlab.data.group import PromptGroup, TokenGroup
 from alignlab.data.pack import group_tokens
 from alignlab.data.template import Tokenization
+from alignlab.data.thinking import split
 from alignlab.engine.dealt import per_completion
 from alignlab.errors import DataError
 
@@ -34,7 +35,7 @@ ARGMAX_ELEMENTS = 1 << 23  # logits held at a time while the most probable token
 class Answers:
     """Completions of P prompts, n of each, prompt-major."""
 
-    texts: tuple[tuple[str, ...], ...]  # (P,) of n texts, cut at the first stop string
+    texts: tuple[tuple[str, ...], ...]  # (P,) of n answers, cut at the first stop string
     finished: tuple[tuple[bool, ...], ...]  # ended by itself: end token, or a stop string
     tokens: tuple[tuple[int, ...], ...]  # sampled tokens, also those behind a stop string
     cut: int  # prompts that lost their beginning to the length limit
@@ -115,14 +116,16 @@ class Policy:
     ) -> Answers:
         """Sample ``samples`` completions of every prompt; the draws depend on the seed alone.
 
-        The sampler knows no stop strings: a text is cut at the first one afterwards.
+        The sampler knows no stop strings: a text is cut at the first one afterwards. Thoughts are
+        left out; one that was never closed leaves an empty answer.
         """
         tokenization, workers = self.tokenization(sampling.max_new_tokens), self.dealt.workers
         prompts = tokenization.prompts(groups)
         rollout = self.dealt.sample(self.view, prompts, tokenization, sampling, samples, self.seed)
         ends = np.asarray(rollout.finished, dtype=bool).reshape(-1, samples).tolist()
         lengths = rollout.lengths.reshape(-1, samples).tolist()
-        answers = workers.whole([*zip(rollout.completions, ends, lengths, strict=True)])
+        said = [[split(text).answer for text in texts] for texts in rollout.said]
+        answers = workers.whole([*zip(said, ends, lengths, strict=True)])
         self.usage.sampled += sum(sum(each) for _, _, each in answers)
         self.usage.prompts += len(groups)
         self.usage.completions += len(groups) * samples

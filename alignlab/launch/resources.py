@@ -14,7 +14,7 @@ from alignlab.typed import Range
 # What `launch.KIND.FIELD` may name besides the stages of a study; `report` is the job that writes
 # the report where no command waits for the study.
 STAGE_KINDS = (
-    "pretrain", "sft", "annotate", "reward", "preference", "ppo", "grpo",
+    "pretrain", "continued_pretrain", "sft", "annotate", "reward", "preference", "ppo", "grpo",
     "online_preference", "evaluate", "judge",
     "benchmark", "reward_benchmark", "select", "merge",
 )  # fmt: skip

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import nn
 
 from alignlab.errors import ConfigError
+from alignlab.models.auto import encodes
 from alignlab.models.bodies import PEFT_CONFIG as CONFIG
 from alignlab.models.bodies import made_as
 from alignlab.models.low_rank import LowRank
 from alignlab.models.sharding import elements, sharing
+from alignlab.models.vision import outside_of_adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,7 +59,7 @@ class AdapterBodies:
 
     def add(self, name: str, source: Path | None, *, trainable: bool) -> None:
         """Add adapter ``name``: a copy of the one in ``source``, or a fresh one (a zero update)."""
-        config = self._read_config(source, trainable) if source else self._technique.peft_config()
+        config = self._read_config(source, trainable) if source else self._fresh_config()
         self._inject(self._key(name), config)
         self._trainable[name] = trainable
         self._active = None
@@ -65,8 +67,29 @@ class AdapterBodies:
             self._read_weights(name, source)
         self.activate(name)
 
+    def _fresh_config(self) -> Any:
+        config = self._technique.peft_config()
+        if encodes(self._base.config):  # peft's class for causal models asks them to generate
+            config.task_type = "FEATURE_EXTRACTION"
+        if (outside := outside_of_adapters(self._base)) is not None:
+            config.exclude_modules = outside
+        return config
+
     def _inject(self, key: str, config: Any) -> None:
-        """Put a fresh adapter on the base."""
+        """Put a fresh adapter on the base.
+
+        Raises:
+            ConfigError: peft cannot adapt a module of this architecture.
+        """
+        try:
+            self._injected(key, config)
+        except ValueError as error:
+            raise ConfigError(
+                f"adapter={self.mode} does not fit {self._base_name}: {error} Name other modules "
+                "in adapter.target_modules."
+            ) from error
+
+    def _injected(self, key: str, config: Any) -> None:
         from peft import get_peft_model
 
         if self._peft is None:

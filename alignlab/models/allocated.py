@@ -24,11 +24,10 @@ class AdaLoRA(LowRank):
 
     Every matrix gets ``P Λ Q`` with a trained diagonal Λ of ``initial_rank`` values. The least
     important of all values are set to zero, so that of every matrix ``rank`` remain on average; the
-    budget falls with the third power of the time left (eq. 12), from the end of ``warmup`` to the
-    beginning of ``final``. Importance is the smoothed |weight · gradient| times its uncertainty
-    (eq. 8-11). ``orthogonality`` weighs how far P and Q are from orthogonal (eq. 4, here the mean
-    of the norms, as its authors' code has it). A stage that goes on with a trained adapter deals
-    its budget anew.
+    budget falls with the third power of the time left, from the end of ``warmup`` to the beginning
+    of ``final``. Importance is the smoothed |weight · gradient| times its uncertainty.
+    ``orthogonality`` weighs how far P and Q are from orthogonal (here the mean of the norms, as its
+    authors' code has it). A stage that goes on with a trained adapter deals its budget anew.
     """
 
     family: ClassVar[frozenset[str]] = frozenset()

@@ -119,6 +119,23 @@ class Allocation:
             if pattern:
                 self._patterns[view] = pattern
 
+    def cut(self) -> None:
+        """Set to zero again what was at the last dealing."""
+        for view, pattern in self._patterns.items():
+            self._allocators[view].mask_using_rank_pattern(self._base, pattern)
+
+    def taken_early(self, step: int) -> str | None:
+        """Before the last dealing a matrix still has more ranks than the budget."""
+        settings = [allocator.peft_config for allocator in self._allocators.values()]
+        end = max(config.total_step - config.tfinal for config in settings)
+        if step >= end:
+            return None
+        return (
+            f"the best weights are those of step {step}, but AdaLoRA deals out ranks until step "
+            f"{end}: on average a matrix has more than adapter.rank={self._technique.rank}. Have "
+            "more patience, or take adapter=lora with that rank."
+        )
+
     def state(self) -> dict[str, Any]:
         """What the next dealing depends on beside weights and gradients."""
         return {

@@ -12,7 +12,7 @@ Rows of like size share one padded block and one attention call. What stands bef
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -78,7 +78,7 @@ class Block:
     rows: int
     queries: int  # padded query length
     keys: int  # padded key length
-    mask: Tensor | None  # (rows or 1, 1, queries, keys) bool, None = causal
+    mask: Tensor | None  # (rows or 1, 1, queries or 1, keys) bool, None = causal
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,28 @@ def _attention_plan(spans: tuple[GroupSpan, ...], device: str, lead: Lead) -> At
     ahead = lead.length if lead.tokens else 0  # queries before the first prompt
     if ahead:
         rows.append(_Row(prefix=(-ahead, -ahead), own=(-ahead, 0)))
+    return _planned(rows, lead.length, ahead, device, _block)
+
+
+@lru_cache(maxsize=32)
+def own_rows(lengths: tuple[int, ...], device: str) -> AttentionPlan:
+    """Plan of rows that stand one after another, each token seeing all of its own row (encoders).
+
+    Rows of like length share one padded block, as those of `attention_plan` do.
+    """
+    ends = np.cumsum(lengths).tolist()
+    rows = [_Row((end, end), (end - n, end)) for n, end in zip(lengths, ends, strict=True)]
+    return _planned(rows, 0, 0, device, _two_sided)
+
+
+def _planned(
+    rows: list[_Row],
+    lead: int,
+    ahead: int,
+    device: str,
+    block_of: Callable[[list[_Row], str], Block],
+) -> AttentionPlan:
+    """Blocks of like rows behind ``lead`` keys, of which ``ahead`` are tokens of the sequence."""
     tokens = ahead + max(row.own[1] for row in rows)
     output_index = np.empty(tokens, dtype=np.int64)
     blocks: list[Block] = []
@@ -112,14 +134,14 @@ def _attention_plan(spans: tuple[GroupSpan, ...], device: str, lead: Lead) -> At
     key_parts: list[np.ndarray] = []
     slots = 0
     for members in _bins(rows):
-        block = _block(members, device)
+        block = block_of(members, device)
         query_index, key_index, real = _indices(members, block.queries, block.keys)
         query_index += ahead
         output_index[query_index[real]] = slots + np.flatnonzero(real)
         slots += len(query_index)
         blocks.append(block)
         query_parts.append(query_index)
-        key_parts.append(key_index + lead.length)
+        key_parts.append(key_index + lead)
     identity = np.arange(tokens)
 
     def on_device(index: np.ndarray) -> Tensor | None:
@@ -173,6 +195,15 @@ def _block(rows: list[_Row], device: str) -> Block:
     visible = np.array(lengths)[:, None, None] + np.arange(queries)[None, :, None]
     mask = np.arange(keys)[None, None, :] <= visible  # query i sees its prefix and own[:i + 1]
     return Block(len(rows), queries, keys, mask=torch.from_numpy(mask[:, None]).to(device))
+
+
+def _two_sided(rows: list[_Row], device: str) -> Block:
+    """A block in which every query sees all keys of its row."""
+    lengths = sorted({row.queries for row in rows})
+    each = lengths if len(lengths) == 1 else [row.queries for row in rows]
+    visible = np.arange(max(lengths))[None, :] < np.array(each)[:, None]
+    mask = torch.from_numpy(visible[:, None, None]).to(device)
+    return Block(len(rows), max(lengths), max(lengths), mask=mask)
 
 
 def _indices(

@@ -30,6 +30,7 @@ from alignlab.models.load import BackboneConfig, resolve, set_modes
 from alignlab.models.sharding import Placing, Sharding, elements, engine_for, gathered, sharding_of
 from alignlab.models.templates import require_same_template, template_hash, use_template
 from alignlab.models.view import View, autocast
+from alignlab.models.vision import sight_for
 from alignlab.models.weights import Reader, compute_dtype, store, weights_sha256
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Backbone:
     ) -> None:
         self.config, self.place = config, place
         self.device = torch.device(device)
-        self._cache = cache
+        self.cache = cache  # folder of the store
         self._seed = seed
         self._heads: dict[str, ScalarHead] = {}
         self._scored: set[str] = set()  # names of the views that have one, before they are made
@@ -90,11 +91,14 @@ class Backbone:
         self._base_name, self.base_folder = name, folder
         self._settled = False  # whether the tokenizer is that of a run
         self.__dict__.pop("base_sha256", None)
-        self.tokenizer: PreTrainedTokenizerBase = use_template(
-            AutoTokenizer.from_pretrained(folder), self.config.template
-        )
         self.model_config = AutoConfig.from_pretrained(folder)
-        self.layout = chosen_layout(self.config.layout, self.model_config)
+        self.sight = sight_for(self.config, self.model_config, folder, self.place)
+        self.processor = self.sight.processor if self.sight else None  # of images
+        self.tokenizer: PreTrainedTokenizerBase = use_template(
+            self.processor.tokenizer if self.processor else AutoTokenizer.from_pretrained(folder),
+            self.config.template,
+        )
+        self.layout = chosen_layout(self.config.layout, self.model_config.get_text_config())
         self.dtype = compute_dtype(self.config.dtype, self.device)
         place = self.place
         read = Reader(
@@ -103,6 +107,7 @@ class Backbone:
             self.layout[0],
             checkpointing=self.config.gradient_checkpointing,
             empty=place is not None and not place.reads,
+            sight=self.sight,
         )
         base = Base(
             folder, name, read, partial(store, dtype=self.dtype), place, self.tokenizer,
@@ -166,7 +171,7 @@ class Backbone:
                 return None
             return source
         if made.get("base_sha256", self.base_sha256) != self.base_sha256:
-            self._change_base(made["base"], resolve(made["base"], self._cache), source)
+            self._change_base(made["base"], resolve(made["base"], self.cache), source)
             if made["base_sha256"] != self.base_sha256:
                 raise ConfigError(f"{source}: its base model {made['base']} has changed since.")
         return source
@@ -269,7 +274,7 @@ class Backbone:
         self._known(name)
         folder.mkdir(parents=True, exist_ok=True)
         self._bodies.save(name, folder)
-        self.tokenizer.save_pretrained(folder)
+        (self.processor or self.tokenizer).save_pretrained(folder)
         if name in self._heads:
             self._heads[name].save(folder)
         facts: dict[str, Any] = {"mode": self._bodies.mode, "base": self._base_name}

@@ -138,6 +138,14 @@ class Change(Protocol):
         """Change what an update has left behind; its summed gradients are still there."""
         ...
 
+    def cut(self) -> None:
+        """Take out of the weights, after a moving average has become them, what was taken out."""
+        ...
+
+    def taken_early(self, step: int) -> str | None:
+        """What to know of the weights after ``step`` updates, if more changes were to come."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """What later changes depend on beside weights and gradients, for a checkpoint."""
         ...

@@ -42,10 +42,9 @@ _NORM = re.compile(r"(?:norm|ln_\w+)(?:\.(?:weight|bias))?$")
 class Bottleneck(Technique):
     """Networks of one narrow layer after attention, feed-forward part or both, in every layer.
 
-    After both, with the norms trained too: Houlsby et al. 2019, https://arxiv.org/abs/1902.00751,
-    section 2.1. After the feed-forward part alone: Pfeiffer et al. 2021,
-    https://arxiv.org/abs/2005.00247. W_up starts at zero, so that a fresh view is the base exactly
-    (Houlsby's start is near it).
+    After both, with the norms trained too: Houlsby et al. 2019, https://arxiv.org/abs/1902.00751.
+    After the feed-forward part alone: Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247.
+    W_up starts at zero, so that a fresh view is the base exactly (Houlsby's start is near it).
     """
 
     zero: ClassVar[tuple[int, str]] = (2, "its views copy norms, which would have to be whole")
@@ -81,7 +80,8 @@ class Bottleneck(Technique):
         own = len(places) * (2 * wide * m + m + wide)
         if self.norms:
             own += sum(s[0] for n, s in shapes.items() if len(s) == 1 and is_norm(n))
-        return Sizes(trained=own, added=own, rank=m, adapted=len(places))
+        # Before and after f; what a network adds comes and goes.
+        return Sizes(trained=own, added=own, rank=2 * m, adapted=len(places), freed=1)
 
     def bodies(self, base: Base) -> Bodies:
         """Networks in the layers of one base, some for every view."""

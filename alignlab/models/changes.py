@@ -77,12 +77,15 @@ def _products(view: View) -> Iterator[Change]:
             if key not in layer.lora_A:
                 continue
             base = layer.get_base_layer()
-            if key in getattr(layer, "lora_variant", {}) or not isinstance(base, nn.Module):
+            varied = key in getattr(layer, "lora_variant", {}) or hasattr(layer, "lora_E")
+            if varied or not isinstance(base, nn.Module):
                 raise ConfigError(
-                    f"anchor: {name} has an adapter that is more than a product B·A (DoRA); "
-                    "penalties on weights take adapter=lora or adapter=full, distillation any."
+                    f"anchor: {name} has an adapter that is more than a product B·A (DoRA, AdaLoRA)"
+                    "; penalties on weights take adapter=lora or adapter=full, distillation any."
                 )
             down, up = layer.lora_A[key].weight, layer.lora_B[key].weight
+            if not down.requires_grad:  # what an adapter began as, frozen beside it (PiSSA, OLoRA)
+                continue
             start = (down.detach().float().clone(), up.detach().float().clone())
             turned = bool(getattr(layer, "fan_in_fan_out", False))
             compute = partial(_product_moved, float(layer.scaling[key]), start, turned)

@@ -13,6 +13,7 @@ from alignlab.errors import ConfigError
 from alignlab.models.bodies import Read, made_as
 from alignlab.models.load import technique_of
 from alignlab.models.sharding import elements, sharing
+from alignlab.models.vision import freeze
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,6 +85,7 @@ class CopyBodies(ModelPerView):
             self._models[name] = self._load(folder, trainable)
         if self._place is not None:
             self._place(self._models[name])
+        freeze(self._models[name])
         self._trainable[name] = trainable
 
     def _merged(self, folder: Path, technique: type[Technique], trainable: bool) -> PreTrainedModel:
@@ -96,7 +98,8 @@ class CopyBodies(ModelPerView):
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Trained parameters of ``name`` (tied ones once); none for a frozen view."""
-        return dict(self._models[name].named_parameters()) if self._trainable[name] else {}
+        named = self._models[name].named_parameters()
+        return {n: p for n, p in named if p.requires_grad} if self._trainable[name] else {}
 
     def save(self, name: str, folder: Path) -> None:
         """Write an ordinary Hugging Face model folder."""

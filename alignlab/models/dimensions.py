@@ -7,11 +7,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from alignlab.models.encoders import is_encoder
+
 Shapes = Mapping[str, tuple[int, ...]]
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.(.+)$")
 _EMBEDDINGS = ("embed", "lm_head", "wte", "wpe")  # no linear layers of a block
-_UP = re.compile(r"(?:up_proj|c_fc|dense_h_to_4h|fc1|gate_up_proj)\.weight$")
+_UP = re.compile(
+    r"(?:up_proj|c_fc|dense_h_to_4h|fc1|gate_up_proj|intermediate\.dense|lin1|Wi)\.weight$"
+)
 _HEAD = 64  # width of an attention head where the configuration is not at hand
 
 
@@ -33,6 +37,7 @@ class Dimensions:
     largest: int  # parameters of the largest block, or of embedding or head
     linear_widths: int = 0  # inputs + outputs of all linear layers in blocks: an adapter of rank 1
     linear_count: int = 0  # linear layers of a block
+    headless: bool = False  # an encoder: no language-model head
 
     @classmethod
     def of(cls, shapes: Shapes, config: Mapping[str, object] | None = None) -> Dimensions:
@@ -43,7 +48,11 @@ class Dimensions:
                 blocks.setdefault(int(found[1]), {})[found[2]] = shape
         first = blocks[min(blocks)]
         outside = {n: s for n, s in shapes.items() if not _LAYER.search(n)}
-        tables = [s for n, s in outside.items() if len(s) == 2 and any(e in n for e in _EMBEDDINGS)]
+        tables = [
+            s
+            for n, s in outside.items()
+            if len(s) == 2 and any(e in n for e in _EMBEDDINGS) and "position" not in n
+        ]
         vocabulary, hidden = max(tables, key=lambda s: s[0])
         queries = _rows(first, "q_proj", hidden)
         heads = _heads(config, queries)
@@ -57,13 +66,14 @@ class Dimensions:
             keys=_rows(first, "k_proj", hidden),
             heads=heads,
             vocabulary=vocabulary,
-            gated=any("gate" in name for name in first),
+            gated=any("gate" in name or name.endswith("Wi.weight") for name in first),
             tied=sum(s == (vocabulary, hidden) for s in tables) < 2,
             total=sum(map(math.prod, shapes.values())),
             matrices=sum(map(math.prod, linear)),
             largest=max(*sizes.values(), vocabulary * hidden),
             linear_widths=sum(map(sum, linear)),
             linear_count=len(linear) // len(blocks),
+            headless=is_encoder(config or {}),
         )
 
 
@@ -76,7 +86,7 @@ def _inner(block: Shapes, hidden: int) -> int:
     for name, shape in block.items():
         if _UP.search(name):
             wide = max(shape) if max(shape) != hidden else min(shape)
-            return wide // 2 if "gate_up" in name else wide
+            return wide // 2 if "gate_up" in name or name.endswith("Wi.weight") else wide
     return 4 * hidden
 
 

@@ -1,4 +1,4 @@
-"""Residual dropout: on what each block adds to the residual stream, with a rate per layer."""
+"""Dropout of a loaded model: on what its blocks add, layer by layer, and on attention weights."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ _OUTPUTS = (
     "self_attn.out_proj",  # OPT, GPT-Neo
     "fc2",
 )
+# A block's attention, and where it keeps the rate at which its weights are dropped.
+_ATTENTION = ("self_attn", "attn", "attention")
+_WEIGHTS = ("attention_dropout", "attn_dropout", "dropout")  # the last: OPT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,38 @@ def add_residual_dropout(model: nn.Module, schedule: ResidualDropout) -> int:
         for module in found:
             module.register_forward_hook(_Drop(rate))
     return 2 * len(blocks)
+
+
+def set_attention_dropout(model: nn.Module, rate: float) -> int:
+    """Drop attention weights at ``rate`` while ``model`` trains, whatever its configuration says.
+
+    Returns:
+        How many layers drop them.
+
+    Raises:
+        ConfigError: an architecture whose attention is not known to drop weights.
+    """
+    from torch.nn import Dropout
+
+    places = [_attention_rate(block) for block in _blocks(model)]
+    known = [place for place in places if place is not None]
+    if not known or len(known) < len(places):
+        raise ConfigError(
+            f"attention_dropout: where {type(model).__name__} drops attention weights is not known;"
+            " set attention_dropout=null."
+        )
+    for module, name in known:
+        if isinstance(own := getattr(module, name), Dropout):
+            own.p = rate
+        else:
+            setattr(module, name, rate)
+    return len(known)
+
+
+def _attention_rate(block: nn.Module) -> tuple[nn.Module, str] | None:
+    """The module of a block, and its attribute, that say how many attention weights drop."""
+    found = (m for n, m in block.named_modules() if n in _ATTENTION)
+    return next(((m, n) for m in found for n in _WEIGHTS if hasattr(m, n)), None)
 
 
 class _Drop:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
+from alignlab.models.auto import read_model
 from alignlab.models.bodies import PEFT_CONFIG
 from alignlab.models.load import technique_of
 from alignlab.models.quantized import FILE as QUANTIZATION
@@ -50,7 +51,7 @@ def export_model(
 
             model = model.to(getattr(torch, dtype))
         model.save_pretrained(to)
-        tokenizer.save_pretrained(to)
+        (processor_of(source) or tokenizer).save_pretrained(to)
         if view["head"]:
             shutil.copy2(source / HEAD, to / HEAD)
         merged = f" (adapter merged into {view['base']})" if adapter else f" in {dtype}"
@@ -90,16 +91,25 @@ def load_merged(source: Path, cache: Path) -> tuple[PreTrainedModel, PreTrainedT
 
 def load_applied(source: Path, cache: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a run's model to be used as it is, unmerged: a plain model, or one with an adapter."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     view = read_view(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
     if view["mode"] == "full":
-        return AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval(), tokenizer
-    base = AutoModelForCausalLM.from_pretrained(base_of(view, cache), dtype="auto")
+        return read_model(source, dtype="auto"), tokenizer
+    base = read_model(base_of(view, cache), dtype="auto")
     return technique_of(view["mode"], source).applied(base, source).eval(), tokenizer
+
+
+def processor_of(source: Path) -> Any | None:
+    """What makes tokens and pixels of images for a run's model; None for a model of texts."""
+    if not (source / "processor_config.json").is_file():
+        return None
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(source)
 
 
 def read_view(source: Path) -> dict[str, Any]:

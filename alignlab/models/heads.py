@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.errors import ConfigError
+from alignlab.models.encoders import Pooling
 
 FILE = "head.safetensors"
 
@@ -21,6 +22,7 @@ class ScalarHead(nn.Module):
 
     gain: Tensor
     offset: Tensor
+    pooling: Pooling = "first"  # which state of an encoder it reads; kept in the file
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -47,7 +49,8 @@ class ScalarHead(nn.Module):
         """Write ``head.safetensors``."""
         from safetensors.torch import save_file
 
-        save_file({k: v.contiguous().cpu() for k, v in self.state_dict().items()}, folder / FILE)
+        state = {k: v.contiguous().cpu() for k, v in self.state_dict().items()}
+        save_file(state, folder / FILE, {} if self.pooling == "first" else {"pooling": "mean"})
 
     def load(self, folder: Path) -> None:
         """Read ``head.safetensors``.
@@ -55,9 +58,12 @@ class ScalarHead(nn.Module):
         Raises:
             ConfigError: the head is of another width.
         """
+        from safetensors import safe_open
         from safetensors.torch import load_file
 
         state = load_file(folder / FILE)
+        with safe_open(folder / FILE, "pt") as file:
+            self.pooling = "mean" if (file.metadata() or {}).get("pooling") == "mean" else "first"
         found, wanted = state["linear.weight"].shape[1], self.linear.in_features
         if found != wanted:
             raise ConfigError(f"{folder / FILE}: made for hidden size {found}, not {wanted}.")

@@ -17,14 +17,19 @@ import torch
 from torch import Tensor
 
 from alignlab.errors import ConfigError
+from alignlab.models.auto import encodes
+from alignlab.models.encoders import rows_for
 from alignlab.models.grouped_attention import register
+from alignlab.models.noise import EmbeddingNoise, disturbed
 from alignlab.models.virtual_tokens import flat_inputs, padded_inputs
+from alignlab.models.vision import decoder_of, embedded, sight_of
 from alignlab.tensors import FlatBatch, GroupSpan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Layout = Literal["grouped", "padded"]
+# Of encoders: "packed" or "padded" rows (`alignlab.models.encoder_rows`).
+Layout = Literal["grouped", "padded", "packed"]
 
 # Verdicts on model types, kept true by tests/models/test_layout.py, which measures each of them on
 # a tiny random model. A type that is in neither is measured when it is first met.
@@ -60,6 +65,8 @@ def chosen_layout(
     Raises:
         ConfigError: the flat layout is asked for and does not fit.
     """
+    if encodes(config):
+        return rows_for(wanted, config.model_type)
     if wanted == "padded":
         return "padded", "as configured"
     layout, reason = layout_for(config)
@@ -205,15 +212,34 @@ def _padded_plan(spans: tuple[GroupSpan, ...], device: str) -> PaddedPlan:
     return PaddedPlan(*tensors)
 
 
-def hidden_states(model: PreTrainedModel, batch: FlatBatch, layout: Layout) -> Tensor:
-    """Last hidden states ``(T, H)`` of the flat batch (after the final norm, before the head)."""
-    backbone: Any = model.base_model
+def hidden_states(
+    model: PreTrainedModel, batch: FlatBatch, layout: Layout, noise: EmbeddingNoise | None = None
+) -> Tensor:
+    """Last hidden states ``(T, H)`` of the flat batch (after the final norm, before the head).
+
+    ``noise`` disturbs the embeddings, in both layouts alike.
+    """
+    if noise is not None:
+        by_row = layout == "padded" and sight_of(model) is None  # what sees embeds flat tokens
+        plan = padded_plan(batch.spans, batch.input_ids.device) if by_row else None
+
+        def draw(width: int, device: torch.device) -> Tensor:
+            flat = noise.draw(batch.spans, width, device)
+            return flat if plan is None else flat[plan.row_index]
+
+        with disturbed(model, draw):
+            return hidden_states(model, batch, layout)
+    backbone: Any = decoder_of(model)
     if layout == "grouped":
-        inputs = flat_inputs(model, batch.input_ids, batch.position_ids, batch.spans)
+        inputs = flat_inputs(model, batch.input_ids, batch.position_ids, batch.spans, batch.images)
         hidden: Tensor = backbone(**inputs, use_cache=False)[0][0]
         return hidden[-batch.tokens :]  # behind virtual tokens, if there are any
     plan = padded_plan(batch.spans, batch.input_ids.device)
-    inputs = padded_inputs(model, batch.input_ids[plan.row_index], plan.mask)
+    if sight_of(model) is None:
+        inputs = padded_inputs(model, batch.input_ids[plan.row_index], plan.mask)
+    else:  # every image is seen once, and its features stand in every row of its prompt
+        states = embedded(model, batch.input_ids, batch.images)
+        inputs = {"inputs_embeds": states[plan.row_index], "attention_mask": plan.mask}
     hidden = backbone(**inputs, use_cache=False)[0]
     rows = hidden[:, -plan.mask.shape[1] :]
     return rows.flatten(0, 1).index_select(0, plan.flat_index)

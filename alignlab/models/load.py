@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from alignlab.errors import ConfigError, did_you_mean
 from alignlab.models.allocated import AdaLoRA
@@ -19,6 +19,7 @@ from alignlab.models.low_rank import Adapter, DoRA, LoRAPlus, OLoRA, PiSSA, Rank
 from alignlab.models.quantized import QLoRA
 from alignlab.models.rescaling import IA3
 from alignlab.models.selective import Selective
+from alignlab.models.sighted import Trained
 from alignlab.models.soft_prompts import PrefixTuning, PromptTuning, PTuning
 from alignlab.models.techniques import Technique
 from alignlab.models.vector_adapters import VeRA
@@ -64,6 +65,9 @@ AnyTechnique = (
 class BackboneConfig:
     """A base model, what of it is trained, and how it computes."""
 
+    # Fields that came later and mean, while null, what was done before (see `Stage`).
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"vision"})
+
     path: str
     revision: str | None
     adapter: AnyTechnique
@@ -71,6 +75,7 @@ class BackboneConfig:
     layout: Literal["auto", "grouped", "padded"]
     gradient_checkpointing: bool
     template: str | None = None  # null, a name of `templates.NAMES` or a .jinja file
+    vision: Trained | None = None  # also trained, of what sees; null: the language model alone
 
 
 def technique_of(mode: str, source: Path) -> type[Technique]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from alignlab.annotations import Range
@@ -131,7 +131,8 @@ class DoRA(Variant):
     """Magnitude and direction apart (Liu et al. 2024, https://arxiv.org/abs/2402.09353, eq. 5).
 
     ``W' = m · (W + (α/r)·B A) / ‖W + (α/r)·B A‖`` with one trained m per output (‖·‖ is over the
-    inputs, m starts as ‖W‖), and the norm treated as a constant in the backward pass (eq. 11).
+    inputs, m starts as ‖W‖), and the norm treated as a constant in the backward pass (section
+    4.3).
     """
 
     zero: ClassVar[tuple[int, str]] = (2, "its norm needs the whole frozen matrix at every pass")
@@ -142,7 +143,8 @@ class DoRA(Variant):
         """As LoRA's, and one magnitude per output of every adapted matrix."""
         plain = lora_sizes(shapes, self.rank, self.target_modules)
         own = plain.added + sum(s[0] for s in adapted_shapes(shapes, self.target_modules))
-        return Sizes(trained=own, added=own, rank=plain.rank, adapted=plain.adapted)
+        # `W x` and `B A x` are kept: m learns from them.
+        return replace(plain, trained=own, added=own, freed=1, kept=2)
 
     def options(self) -> dict[str, Any]:
         """``use_dora``."""
@@ -153,8 +155,8 @@ class DoRA(Variant):
 class RankStabilizedLoRA(Variant):
     """Scaled by α/√r, so that a larger rank does not slow learning (Kalajdzievski 2023).
 
-    https://arxiv.org/abs/2312.03732, theorem 3.2: the one scale for which neither activations nor
-    gradients grow or vanish with r.
+    https://arxiv.org/abs/2312.03732: the one scale for which neither activations nor gradients
+    grow or vanish with r.
     """
 
     vllm: ClassVar[bool] = True
@@ -170,8 +172,8 @@ class RankStabilizedLoRA(Variant):
 class LoRAPlus(Variant):
     """LoRA whose matrices B learn faster than its A (Hayou et al. 2024).
 
-    https://arxiv.org/abs/2402.12354: with Adam, the rate of B is λ times that of A, λ ≫ 1; section
-    4 uses about 2⁴. The optimizer's rate is that of A (and of a scalar head).
+    https://arxiv.org/abs/2402.12354: with Adam, the rate of B is λ times that of A, λ ≫ 1 (about
+    2⁴ there). The optimizer's rate is that of A (and of a scalar head).
     """
 
     vllm: ClassVar[bool] = True
@@ -216,7 +218,7 @@ class Decomposed(Variant):
 class PiSSA(Decomposed):
     """The adapter begins as the principal part of the weight (Meng et al. 2024).
 
-    https://arxiv.org/abs/2404.02948, eq. 2-4: of ``W = U S Vᵀ`` the r largest singular values,
+    https://arxiv.org/abs/2404.02948: of ``W = U S Vᵀ`` the r largest singular values,
     ``A = √S_r V_rᵀ`` and ``B = U_r √S_r``; the rest of W is frozen.
     """
 
@@ -233,7 +235,7 @@ class PiSSA(Decomposed):
 class OLoRA(Decomposed):
     """The adapter begins as the first columns of a QR decomposition (Büyükakyüz 2024).
 
-    https://arxiv.org/abs/2406.01775, eq. 2: ``W = Q R``, ``B = Q[:, :r]`` (orthonormal) and
+    https://arxiv.org/abs/2406.01775: ``W = Q R``, ``B = Q[:, :r]`` (orthonormal) and
     ``A = R[:r]``; the rest of W is frozen.
     """
 

@@ -6,14 +6,18 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alignlab.errors import ConfigError
 from alignlab.files import read_json
 from alignlab.models.dimensions import Dimensions
+from alignlab.models.encoders import encoder_shapes, is_encoder, stated_config
 from alignlab.models.load import BackboneConfig, is_made, resolve
 from alignlab.models.published import PUBLISHED
+from alignlab.models.sighted import family_of, is_visual, sees, sees_at
+from alignlab.models.techniques import Sizes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -44,7 +48,24 @@ def tensor_shapes(folder: Path) -> Shapes:
         shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
     if not shapes:
         raise ConfigError(f"{folder} has no weights (*.safetensors).")
-    return shapes
+    return as_loaded(shapes)
+
+
+def as_loaded(shapes: Shapes) -> Shapes:
+    """Parameters of a checkpoint as the loaded model names them.
+
+    The first GPT-2 and GPT-NeoX files hold causal masks as ``attn.bias`` (n, n), which are no
+    biases and no parameters any more; those of GPT-2 lack the prefix of the whole model.
+    """
+    found = {name: shape for name, shape in shapes.items() if not _is_buffer(name, shape)}
+    if "h.0.ln_1.weight" not in found:
+        return found
+    return {n if n.startswith("lm_head") else f"transformer.{n}": s for n, s in found.items()}
+
+
+def _is_buffer(name: str, shape: tuple[int, ...]) -> bool:
+    mask = name.endswith((".attn.bias", ".attention.bias")) and len(shape) == 4
+    return mask or name.endswith((".masked_bias", ".rotary_emb.inv_freq"))
 
 
 def llama_shapes(config: Mapping[str, Any]) -> Shapes:
@@ -140,9 +161,8 @@ def parameter_count(model: Path | Mapping[str, Any]) -> int:
 
 def parameter_counts(config: BackboneConfig, cache: Path) -> tuple[int, int]:
     """Parameters in all and trained, as `Backbone.parameter_counts` gives for a headless view."""
-    shapes = base_shapes(config, cache)
-    total = sum(map(math.prod, shapes.values()))
-    sizes = config.adapter.sizes(shapes, dimensions_of(config, cache))
+    total = sum(map(math.prod, base_shapes(config, cache).values()))
+    sizes = adapted_sizes(config, cache)
     return total + sizes.added, total if sizes.trained is None else sizes.trained
 
 
@@ -156,8 +176,10 @@ def base_shapes(config: BackboneConfig, cache: Path) -> Shapes:
     if stated is not None:
         return SHAPES.get(str(stated.get("model_type")), llama_shapes)(stated)
     if is_made(config.path, cache) or config.path.partition(":")[0] in ("random", "wheel"):
-        return tensor_shapes(resolve(config.path, cache))
-    return _hub_shapes(config)
+        found = tensor_shapes(resolve(config.path, cache))
+    else:
+        found = as_loaded(_hub_shapes(config))
+    return encoder_shapes(found) if is_encoder(stated_config(config, cache)) else found
 
 
 def dimensions_of(config: BackboneConfig, cache: Path) -> Dimensions:
@@ -165,7 +187,32 @@ def dimensions_of(config: BackboneConfig, cache: Path) -> Dimensions:
     stated = _stated(config, cache)
     if stated is None and is_made(config.path, cache):
         stated = read_json(resolve(config.path, cache) / "config.json")
-    return Dimensions.of(base_shapes(config, cache), stated)
+    shapes = base_shapes(config, cache)
+    if stated is None or not sees(stated):
+        return Dimensions.of(shapes, stated)
+    # Of a model that sees: the language model, and every parameter. What its tower computes per
+    # image is not counted.
+    decoder = Dimensions.of(_language(shapes), stated["text_config"])
+    return replace(decoder, total=sum(map(math.prod, shapes.values())))
+
+
+def adapted_sizes(config: BackboneConfig, cache: Path) -> Sizes:
+    """What a view of the backbone trains and adds; of a model that sees, what is trained of it."""
+    shapes, dimensions = base_shapes(config, cache), dimensions_of(config, cache)
+    if not sees_at(config.path) or config.vision == "all":
+        return config.adapter.sizes(shapes, dimensions)
+    stated = read_json(resolve(config.path, cache) / "config.json") or {}
+    family = family_of(str(stated.get("model_type")))
+    frozen = {family.tower} if config.vision else {family.tower, *family.connector}
+    own = {name: shape for name, shape in shapes.items() if frozen.isdisjoint(name.split("."))}
+    sizes = config.adapter.sizes(own, dimensions)
+    if sizes.trained is not None:
+        return sizes
+    return replace(sizes, trained=sum(map(math.prod, own.values())))
+
+
+def _language(shapes: Shapes) -> Shapes:
+    return {name: shape for name, shape in shapes.items() if not is_visual(name)}
 
 
 def _stated(config: BackboneConfig, cache: Path) -> Mapping[str, Any] | None:

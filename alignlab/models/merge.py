@@ -21,6 +21,7 @@ from alignlab.models.bodies import PEFT_CONFIG, made_as
 from alignlab.models.load import resolve, set_modes
 from alignlab.models.merge_sources import (
     ADAPTER_WEIGHTS,
+    HeadVector,
     Source,
     Updates,
     Weights,
@@ -43,6 +44,7 @@ class Merger:
     weights: Tensor  # (k,)
     density: float | None
     seed: int
+    importances: Sequence[Mapping[str, Tensor]] = ()  # per model, of its tensors by name
 
     def tensors(
         self, models: Sequence[Source], base: Source | None
@@ -65,6 +67,8 @@ class Merger:
             if not values[0].is_floating_point():
                 yield name, values[0]  # a buffer of whole numbers: one architecture, one value
                 continue
+            none = torch.zeros(values[0].shape)
+            given["importances"] = [known.get(name, none) for known in self.importances]
             given["generators"] = [self._generator(i, name) for i in range(len(models))]
             origin = torch.zeros(())
             if self.needs[0] in CHANGES and base is not None:
@@ -148,6 +152,30 @@ def write_model(merger: Merger, models: Sequence[Weights], base: Source, to: Pat
         save_file(state, to / file, metadata={"format": "pt"})
     set_modes(to)
     return sum(tensor.numel() for tensor in state.values())
+
+
+def write_head(merger: Merger, models: Sequence[Source], base: Source | None, to: Path) -> None:
+    """Write the merged scalar head of reward models beside the merged model."""
+    from alignlab.models.heads import ScalarHead
+
+    heads = [HeadVector(model.folder) for model in models]
+    start = None if base is None else HeadVector(base.folder)
+    [(_, vector)] = merger.tensors(heads, start)
+    head, read = ScalarHead(len(vector) - 1), set()
+    for model in reversed(models):
+        head.load(model.folder)
+        read.add(head.pooling)
+    if len(read) > 1:
+        raise ConfigError(
+            "some of the reward models read the first state of an encoder and some the mean of all"
+            " (pooling): there is no head between the two."
+        )
+    head.gain.fill_(1.0)
+    head.offset.zero_()
+    head.linear.weight.copy_(vector[None, :-1])
+    head.linear.bias.copy_(vector[-1:])
+    head.save(to)
+    set_modes(to)
 
 
 def write_adapter(

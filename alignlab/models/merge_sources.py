@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab.errors import ConfigError
-from alignlab.models.bodies import PEFT_CONFIG, made_as
+from alignlab.models.bodies import HEAD_FILE, PEFT_CONFIG, made_as
 from alignlab.models.weights import weights_sha256
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Weights:
 
         found: dict[str, Path] = {}
         for file in sorted(self.folder.glob("*.safetensors")):
-            if file.name == "head.safetensors":
+            if file.name == HEAD_FILE:
                 continue
             with safe_open(file, framework="pt") as opened:
                 found |= dict.fromkeys(opened.keys(), file)
@@ -126,14 +126,46 @@ class Updates:
         return (self.config["lora_alpha"] / rank**power) * (up @ down)
 
 
-Source = Weights | Updates
+@dataclass(frozen=True)
+class HeadVector:
+    """A scalar head as one vector: its score is the vector's product with ``[h; 1]``.
+
+    ``r = gain (w·h + b) + offset``, so ``[gain w, gain b + offset]``, in the unit of the scores.
+    """
+
+    folder: Path
+
+    @cached_property
+    def vector(self) -> Tensor:
+        """The vector (H + 1,), float32."""
+        import torch
+        from safetensors.torch import load_file
+
+        head = load_file(self.folder / HEAD_FILE)
+        bias = head["gain"] * head["linear.bias"] + head["offset"]
+        return torch.cat([head["gain"] * head["linear.weight"][0], bias])
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of the vector."""
+        return {HEAD_FILE: tuple(self.vector.shape)}
+
+    def get(self, name: str) -> Tensor:
+        """The vector."""
+        return self.vector
 
 
-def opened(folder: Path) -> Source:
-    """Open a run's model folder as what it is."""
+Source = Weights | Updates | HeadVector
+
+
+def opened(folder: Path, *, head: bool = False) -> Weights | Updates:
+    """Open a run's model folder as what it is; ``head``: with a scalar head beside it."""
     adapter = (folder / PEFT_CONFIG).is_file()
-    if made_as(folder).get("head"):
-        raise ConfigError(f"{folder} has a scalar head; policies are merged, not reward models.")
+    if bool(made_as(folder).get("head")) != head:
+        raise ConfigError(
+            f"{folder} has no scalar head; reward models are merged with reward models."
+            if head
+            else f"{folder} has a scalar head; reward models are merged by stage merge_rewards."
+        )
     return Updates(folder) if adapter else Weights(folder)
 
 

@@ -14,6 +14,8 @@ given, and its hyperparameters are keyword-only, with their values in ``conf/mer
     one number per model as configured, or 1; ``shares`` are the same divided by their sum
 ``cuts``
     for every model the magnitude that ``density`` of all its changes reach, over all tensors
+``importances``
+    for every model how much each element matters to it (`alignlab.models.merging_fisher`)
 ``generators``
     a source of random numbers per model, a function of (seed, model, name of the tensor)
 
@@ -47,7 +49,7 @@ def linear(models: Sequence[Tensor], shares: Tensor) -> Tensor:
 
     ``θ = Σ_i s_i θ_i``, computed as ``θ_1 + Σ_{i>1} s_i (θ_i − θ_1)``, exact for equal models
 
-    Wortsman et al. 2022, 2203.05482 §2 (uniform soup: equal shares). Two models, one of them the
+    Wortsman et al. 2022, 2203.05482 (uniform soup: equal shares). Two models, one of them the
     start: WiSE-FT (2109.01903) and WARP's interpolation towards the initialisation (2406.16768).
 
     Args:
@@ -102,7 +104,7 @@ def slerp_deltas(pair_deltas: Sequence[Tensor], shares: Tensor) -> Tensor:
 
     ``δ = sin((1−t)Ω)/sin Ω · δ_1 + sin(tΩ)/sin Ω · δ_2``, Ω the angle between δ_1 and δ_2
 
-    Ramé et al. 2024, "WARP", 2406.16768 eq. 5: an average of unrelated changes is shorter than
+    Ramé et al. 2024, "WARP", 2406.16768: an average of unrelated changes is shorter than
     they are (by √2 for two orthogonal ones), and this keeps their length.
 
     Args:
@@ -118,7 +120,7 @@ def task_arithmetic(deltas: Sequence[Tensor], weights: Tensor, *, scale: Scale) 
 
     ``δ = λ Σ_i w_i δ_i``
 
-    Ilharco et al. 2023, 2212.04089 §2, with w_i = ±1. Its λ is chosen on held-out data, between
+    Ilharco et al. 2023, 2212.04089, with w_i = ±1. Its λ is chosen on held-out data, between
     0.3 and 1 for few tasks.
 
     Args:
@@ -138,7 +140,7 @@ def ties(
     ``δ̂_i = δ_i · 1[|δ_i| ≥ c_i]``, ``γ = sgn(Σ_i w_i δ̂_i)``,
     ``δ = λ Σ_{i∈A} w_i δ̂_i / Σ_{i∈A} |w_i|`` with ``A = {i : sgn(w_i δ̂_i) = γ ≠ 0}``
 
-    Yadav et al. 2023, 2306.01708 §3, with equal weights there. As in its code, the largest
+    Yadav et al. 2023, 2306.01708, with equal weights there. As in its code, the largest
     ``density`` are those of the whole model; PEFT and mergekit trim every tensor by itself. PEFT
     divides by the number of agreeing models, not by their weights, so unequal weights there scale
     the result. Where all cancel exactly nothing is changed; PEFT takes the positive ones.
@@ -170,7 +172,7 @@ def dare(
 
     ``δ̃_i = m_i δ_i / d``, ``m_i ~ Bernoulli(d)`` per parameter, ``δ = λ Σ_i w_i δ̃_i``
 
-    Yu et al. 2024, 2311.03099 §3.2 (drop rate p = 1 − d), followed by task arithmetic. Equal to
+    Yu et al. 2024, 2311.03099 (drop rate p = 1 − d), followed by task arithmetic. Equal to
     `task_arithmetic` in expectation.
 
     Args:
@@ -196,7 +198,7 @@ def dare_ties(
 
     ``δ̃_i`` as in `dare`, ``γ`` and the average as in `ties`
 
-    Yu et al. 2024, 2311.03099 §4.3 (DARE as a plug-in of TIES).
+    Yu et al. 2024, 2311.03099 (DARE as a plug-in of TIES).
 
     Args:
         deltas: k tensors of one shape.

@@ -21,7 +21,7 @@ FILE = "quantization.json"
 
 @dataclass(frozen=True, kw_only=True)
 class QLoRA(Variant):
-    """LoRA on a four-bit base (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, eq. 5-6).
+    """LoRA on a four-bit base (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314).
 
     Matrices are stored in blocks of 64 values as indices of 16 levels times the block's largest
     value; at every use they become numbers of ``backbone.dtype`` again. ``double_quantization``
@@ -39,9 +39,9 @@ class QLoRA(Variant):
     double_quantization: bool
 
     def sizes(self, shapes: Shapes, dimensions: Dimensions) -> Sizes:
-        """As LoRA's; each 64 values share a float32, or a byte and 1/256 of a float32."""
-        scale = (1 + 4 / 256) if self.double_quantization else 4.0
-        return replace(super().sizes(shapes, dimensions), packed=0.5 + scale / 64)
+        """As LoRA's, beside packed matrices."""
+        packed = packed_bytes(double=self.double_quantization)
+        return replace(super().sizes(shapes, dimensions), packed=packed)
 
     def bodies(self, base: Base) -> Bodies:
         """Adapters on one base of four bits.
@@ -65,3 +65,11 @@ class QLoRA(Variant):
 
         stated = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return super().applied(round_trip(model, **stated), folder)
+
+
+def packed_bytes(*, double: bool) -> float:
+    """Bytes of a matrix's element: half of one, and its part of the scale of 64 elements.
+
+    That is a float32, or with ``double`` quantisation a byte and 1/256 of a float32.
+    """
+    return 0.5 + ((1 + 4 / 256) if double else 4.0) / 64

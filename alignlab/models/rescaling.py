@@ -24,7 +24,7 @@ _TRANSPOSED = ("c_attn", "c_proj", "c_fc")  # GPT-2's products have (inputs, out
 class IA3(LowRank):
     """One factor per key, value and inner feature, all 1 at the start (Liu et al. 2022).
 
-    https://arxiv.org/abs/2205.05638, section 3.3: attention takes ``l_k ⊙ K`` and ``l_v ⊙ V``, the
+    https://arxiv.org/abs/2205.05638: attention takes ``l_k ⊙ K`` and ``l_v ⊙ V``, the
     last product of the feed-forward part ``l_ff ⊙ γ(W_1 x)``. Merged, the factors scale rows and
     columns of the matrices. peft computes it.
     """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.errors import ConfigError
+from alignlab.models.auto import encodes, read_model
 from alignlab.models.copies import ModelPerView
 from alignlab.models.selective import MODE, Selective
 from alignlab.models.sharding import elements, sharing
@@ -36,11 +37,12 @@ class SelectedBodies(ModelPerView):
     def __init__(self, base: Base, technique: Selective) -> None:
         self._base = base.frozen()
         # Where the base is rounded or cut, what is trained begins with the weights of the file.
-        whole = self._base if base.dtype == torch.float32 and not base.place else _read(base.folder)
+        as_it_is = base.dtype == torch.float32 and not base.place
+        whole = self._base if as_it_is else read_model(base.folder, dtype="auto")
         named = dict(whole.named_parameters())
         chosen = technique.chosen(named)
         self._start = {name: named[name].detach() for name in chosen}
-        if technique.head:
+        if technique.head and not encodes(whole.config):
             self._start[head_name(whole)] = whole.get_output_embeddings().weight.detach()
         if whole is not self._base:
             self._start = {name: t.float().clone() for name, t in self._start.items()}
@@ -68,6 +70,8 @@ class SelectedBodies(ModelPerView):
 
     def _trains(self, name: str) -> list[str]:
         """What the view trains: no language-model head beside a scalar one."""
+        if encodes(self._base.config):
+            return list(self._start)
         unused = head_name(self._base) if name in self._scored else ""
         return [key for key in self._start if key != unused]
 
@@ -131,7 +135,7 @@ def read_selected(source: Path, model: PreTrainedModel, name: str) -> dict[str, 
         raise ConfigError(f"{source}: no selected parameters there ({FILE} is missing).")
     saved = load_file(source / FILE)
     named = dict(model.named_parameters())
-    if (head := head_name(model)) not in named:
+    if not encodes(model.config) and (head := head_name(model)) not in named:
         named[head] = model.get_output_embeddings().weight
     for key, tensor in saved.items():
         if key not in named or elements(named[key]) != tensor.numel():
@@ -144,10 +148,3 @@ def merge_selected(model: PreTrainedModel, source: Path) -> PreTrainedModel:
     saved = read_selected(source, model, str(model.name_or_path))
     put(model, {key: nn.Parameter(t.to(model.device), False) for key, t in saved.items()})
     return model
-
-
-def _read(folder: Path) -> PreTrainedModel:
-    """The model as its file has it, in main memory, where the file is mapped."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)

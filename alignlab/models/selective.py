@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -78,14 +78,16 @@ class Selective(Technique):
 
     def sizes(self, shapes: Shapes, dimensions: Dimensions) -> Sizes:
         """All elements of what is chosen; a head that is untied comes on top of the base."""
-        own = sum(math.prod(shapes[name]) for name in self.chosen(shapes))
-        if not self.head:
-            return Sizes(trained=own)
+        chosen = self.chosen(shapes)
+        own, reached = sum(math.prod(shapes[n]) for n in chosen), _reached(chosen, dimensions)
+        if not self.head or dimensions.headless:
+            return Sizes(trained=own, reached=reached)
         if dimensions.tied:
             head = dimensions.vocabulary * dimensions.hidden
-            return Sizes(trained=own + head, added=head)
+            return Sizes(trained=own + head, added=head, reached=reached)
         heads = [n for n in shapes if n.endswith((LM_HEAD, "embed_out.weight"))]
-        return Sizes(trained=own + sum(math.prod(shapes[name]) for name in heads))
+        own += sum(math.prod(shapes[name]) for name in heads)
+        return Sizes(trained=own, reached=reached)
 
     @classmethod
     def applied(cls, model: Any, folder: Path) -> Any:
@@ -104,6 +106,14 @@ class Selective(Technique):
         from alignlab.models.selected import SelectedBodies
 
         return SelectedBodies(base, self)
+
+
+def _reached(chosen: Sequence[str], dimensions: Dimensions) -> int:
+    """Layers from the top down to the lowest that has anything trained; all for an embedding."""
+    if any(word in name for name in chosen for word in ("embed", "wte", "wpe")):
+        return dimensions.layers
+    numbers = [int(found[1]) for name in chosen if (found := _LAYER.search(name))]
+    return dimensions.layers - min(numbers, default=dimensions.layers)
 
 
 def _matching(pattern: str, names: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.errors import ConfigError
+from alignlab.models.auto import encodes
 from alignlab.models.heads import ScalarHead
 from alignlab.models.logps import Head, head_of, predict
 
@@ -95,11 +96,16 @@ class Predictor(nn.Module):
         self._shape = replace(head, bias=None)
 
     def forward(
-        self, hidden: Tensor, target_ids: Tensor, temperature: float, entropy: bool
+        self,
+        hidden: Tensor,
+        target_ids: Tensor,
+        temperature: float,
+        entropy: bool,
+        mean: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Log-probabilities ``(N,)`` of the targets, and the entropies ``(N,)`` if asked for."""
+        """Log-probabilities ``(N,)`` of the targets, and what else is asked for (see `predict`)."""
         head = replace(self._shape, weight=self.weight, bias=self.bias)
-        return predict(hidden, head, target_ids, temperature, entropy)
+        return predict(hidden, head, target_ids, temperature, entropy, mean)
 
 
 @dataclass
@@ -138,7 +144,8 @@ def sharding_of(
         _require_gathering(bodies)
         bodies = bodies.sharing()
         heads = {name: sharing(head) for name, head in heads.items()}
-        predictors = {name: Predictor(head_of(bodies.activate(name))) for name in views}
+        models = {name: bodies.activate(name) for name in views}
+        predictors = {n: Predictor(head_of(m)) for n, m in models.items() if not encodes(m.config)}
     parts: dict[str, nn.Module] = {
         **{f"{name}_head": head for name, head in heads.items()},  # float32 before the rest
         **bodies.modules(),

@@ -51,7 +51,7 @@ class SoftPromptTechnique(Technique):
     def sizes(self, shapes: Shapes, dimensions: Dimensions) -> Sizes:
         """What is trained comes on top of the base."""
         own = self.parameters(dimensions)
-        return Sizes(trained=own, added=own)
+        return Sizes(trained=own, added=own, still=True)
 
     @abstractmethod
     def parameters(self, dimensions: Dimensions) -> int:
@@ -73,8 +73,8 @@ class PromptTuning(SoftPromptTechnique):
     """Embeddings of virtual tokens, and nothing else (Lester et al. 2021).
 
     https://arxiv.org/abs/2104.08691: ``[P; X]`` instead of ``X``, P of shape (v, H) trained. How P
-    starts decides much for small models (figure 3b): random values are the worst choice, embeddings
-    of the vocabulary or of a text that says the task are better.
+    starts decides much for small models: random values are the worst choice, embeddings of the
+    vocabulary or of a text that says the task are better.
     """
 
     method: Literal["prompt"] = "prompt"
@@ -110,7 +110,7 @@ class PromptTuning(SoftPromptTechnique):
 class PTuning(SoftPromptTechnique):
     """Embeddings of virtual tokens that a small network computes (Liu et al. 2021).
 
-    https://arxiv.org/abs/2103.10385, section 3.2: ``P = MLP(LSTM(h))`` over trained states h, which
+    https://arxiv.org/abs/2103.10385: ``P = MLP(LSTM(h))`` over trained states h, which
     ties the virtual tokens together; ``encoder=mlp`` leaves the LSTM out (the default of peft).
     A run keeps the network beside the embeddings, so that a later stage trains it on.
     """
@@ -154,7 +154,7 @@ class PTuning(SoftPromptTechnique):
 class PrefixTuning(SoftPromptTechnique):
     """Keys and values before those of the prompt, in every layer (Li and Liang 2021).
 
-    https://arxiv.org/abs/2101.00190, equations 2 and 3: a matrix P of shape (v, 2·layers·K) is what
+    https://arxiv.org/abs/2101.00190: a matrix P of shape (v, 2·layers·K) is what
     attention sees before all tokens. With a ``hidden`` width P is ``MLP(P')`` of a smaller P' while
     it is trained, as there; without one it is trained itself (P-tuning v2, Liu et al. 2022).
     """

@@ -28,6 +28,10 @@ class Sizes:
     rank: int = 0  # width of what is computed beside each adapted matrix
     adapted: int = 0  # adapted matrices of the whole model
     packed: float | None = None  # bytes of an element of the base's matrices, where quantised
+    freed: int = 3  # results as wide as an adapted matrix's that come and go
+    kept: int = 0  # results as wide as an adapted matrix's that it keeps for the backward pass
+    still: bool = False  # whether no matrix is adapted or trained, so that none keeps its inputs
+    reached: int | None = None  # layers from the top that a backward pass goes through; None: all
 
 
 @dataclass(frozen=True, kw_only=True)

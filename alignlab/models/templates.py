@@ -12,24 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import ConfigError, did_you_mean
+from alignlab.models.template_bank import BANK, CHATML, DIALOGUE
 
-# Role names as plain text, for any tokenizer; EOS ends what the assistant says.
-DIALOGUE = (
-    "{% for message in messages %}"
-    "{{ message['role'] | capitalize + ':' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}{{ '\n\n' }}"
-    "{% else %}{{ ' ' + message['content'] + '\n\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
-    "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-BANK = {"dialogue": DIALOGUE, "chatml": CHATML}
+__all__ = [
+    "BANK",
+    "CHATML",
+    "DIALOGUE",
+    "families",
+    "require_same_template",
+    "template_hash",
+    "template_identity",
+    "use_template",
+]
+
 TRAINING = "training"
 NAMES = (*BANK, TRAINING)
 SUFFIX = ".jinja"
@@ -39,8 +34,8 @@ def use_template(tokenizer: Any, template: str | None) -> Any:
     """Give ``tokenizer`` the chat template that a configuration names, and return it.
 
     Args:
-        template: None (leave its own), ``dialogue``, ``chatml``, ``training`` (TRL's training
-            version of its own template) or a ``.jinja`` file.
+        template: None (leave its own), a name of `BANK`, ``training`` (TRL's training version of
+            its own template) or a ``.jinja`` file.
 
     Raises:
         ConfigError: no such template, or it does not fit the tokenizer.
@@ -51,7 +46,7 @@ def use_template(tokenizer: Any, template: str | None) -> Any:
     if template == TRAINING:
         tokenizer.chat_template = _training(tokenizer)
     elif template in BANK:
-        if template == "chatml":
+        if template.startswith("chatml"):
             _require_tokens(tokenizer, ("<|im_start|>", "<|im_end|>"))
         tokenizer.chat_template = BANK[template]
     else:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class VeRA(LowRank):
     """Vector-based random matrix adaptation (Kopiczko et al. 2023).
 
-    https://arxiv.org/abs/2310.11454, eq. 2: ``h = W₀x + Λ_b B Λ_d A x`` with A and B random, frozen
+    https://arxiv.org/abs/2310.11454: ``h = W₀x + Λ_b B Λ_d A x`` with A and B random, frozen
     and the same in every layer (of layers of unlike sizes, a slice); b, zero at the start, and d
     are trained.
     """

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from alignlab.models.attention_plan import attention_plan
+from alignlab.models.auto import encodes
+from alignlab.models.encoder_rows import pooled_states
 from alignlab.models.layout import Layout, hidden_states, window_of
 from alignlab.models.logps import Head, head_of, predict
 from alignlab.models.virtual_tokens import lead_of
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from alignlab.models.heads import ScalarHead
+    from alignlab.models.noise import EmbeddingNoise
     from alignlab.models.sharding import Sharding
 
 T = TypeVar("T")
@@ -65,9 +68,25 @@ class View:
         )
         return Features(at_targets=at_targets, at_ends=at_ends)
 
-    def logps(self, batch: FlatBatch, *, temperature: float = 1.0) -> Tensor:
-        """Log-probability (nats) of every target ``(N,)``, at a sampling temperature."""
-        return self._pass(batch, lambda hidden: self._predict(hidden, batch, temperature)[0])
+    def logps(
+        self, batch: FlatBatch, *, temperature: float = 1.0, noise: EmbeddingNoise | None = None
+    ) -> Tensor:
+        """Log-probability (nats) of every target ``(N,)``, at a sampling temperature.
+
+        ``noise`` disturbs the embeddings of this pass.
+        """
+        return self._pass(batch, lambda hidden: self._predict(hidden, batch, temperature)[0], noise)
+
+    def logps_mean(
+        self, batch: FlatBatch, *, noise: EmbeddingNoise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`logps`, and the mean log-probability of the whole vocabulary at the same places."""
+
+        def read(hidden: Tensor) -> tuple[Tensor, ...]:
+            return self._predict(hidden, batch, 1.0, mean=True)
+
+        logps, mean = self._pass(batch, read, noise)
+        return logps, mean
 
     def logps_entropy(self, batch: FlatBatch, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """`logps`, and the entropy (nats) of each predictive distribution without gradient."""
@@ -79,8 +98,13 @@ class View:
         return logps, entropy
 
     def scores(self, batch: FlatBatch) -> Tensor:
-        """Normalised scalar of every completion ``(C,)``, read at its last token."""
+        """Normalised scalar of every completion ``(C,)``, read at its last token.
+
+        Of an encoder: at the pooled state of the completion's row.
+        """
         head, index = self.scalar_head, batch.end_index
+        if encodes(self.model.config):
+            return self._run(lambda: head(self._pooled(batch)))
         return self._pass(batch, lambda hidden: head(hidden.index_select(0, index)))
 
     def values(self, batch: FlatBatch) -> Tensor:
@@ -95,7 +119,8 @@ class View:
         same passes.
         """
         batch = blank(self.model.device)
-        read = self.logps if self._head is None else self.values
+        values = self.scores if encodes(self.model.config) else self.values
+        read = self.logps if self._head is None else values
         return 0.0 * read(batch).sum()
 
     @property
@@ -119,27 +144,46 @@ class View:
             raise ValueError(f"The view {self.name!r} has no scalar head; add it with head=True.")
         return self._head
 
-    def _pass(self, batch: FlatBatch, read: Callable[[Tensor], T]) -> T:
+    def _pass(
+        self, batch: FlatBatch, read: Callable[[Tensor], T], noise: EmbeddingNoise | None = None
+    ) -> T:
         """``read`` the hidden states ``(T, H)`` of one forward pass."""
 
         def compute() -> T:
             with self._arithmetic():
-                hidden = hidden_states(self.model, batch, self._layout_of(batch))
+                hidden = hidden_states(self.model, batch, self._layout_of(batch), noise)
             return read(hidden)
 
+        if encodes(self.model.config):
+            raise ValueError("An encoder scores whole rows; it has no states that predict tokens.")
+        return self._run(compute)
+
+    def _pooled(self, batch: FlatBatch) -> Tensor:
+        """States (C, H) of an encoder's rows."""
+        with self._arithmetic():
+            return pooled_states(self.model, batch, self._layout, self.scalar_head.pooling)
+
+    def _run(self, compute: Callable[[], T]) -> T:
+        """Compute a pass, inside of the engine that holds the weights, if there is one."""
         return compute() if self._within is None else self._within(compute)
 
     def _predict(
-        self, hidden: Tensor, batch: FlatBatch, temperature: float, *, entropy: bool = False
+        self,
+        hidden: Tensor,
+        batch: FlatBatch,
+        temperature: float,
+        *,
+        entropy: bool = False,
+        mean: bool = False,
     ) -> tuple[Tensor, ...]:
         hidden = hidden.index_select(0, batch.predictor_index)
         with self._arithmetic():
             if self._predictor is not None:
-                return self._predictor(hidden, batch.target_ids, temperature, entropy)
-            return predict(hidden, self.lm_head, batch.target_ids, temperature, entropy)
+                return self._predictor(hidden, batch.target_ids, temperature, entropy, mean)
+            return predict(hidden, self.lm_head, batch.target_ids, temperature, entropy, mean)
 
     def _layout_of(self, batch: FlatBatch) -> Layout:
-        window = window_of(self.model.config)
+        window = window_of(self.model.config.get_text_config(decoder=True))
         if self._layout == "grouped" and window is not None:
             device = batch.input_ids.device
             longest = attention_plan(batch.spans, device, lead_of(self.model)).longest

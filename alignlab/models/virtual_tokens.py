@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from alignlab.errors import ConfigError
+from alignlab.images import Reference
 from alignlab.models.attention_plan import NO_LEAD, Lead, attention_plan
 from alignlab.models.grouped_attention import LEAD, PLAN, placeholder_mask
+from alignlab.models.vision import embedded, sight_of
 from alignlab.tensors import GroupSpan
 
 _ATTRIBUTE = "alignlab_soft_prompt"
@@ -168,7 +170,11 @@ def lead_of(model: Any) -> Lead:
 
 
 def flat_inputs(
-    model: Any, ids: Tensor, position: Tensor, spans: tuple[GroupSpan, ...]
+    model: Any,
+    ids: Tensor,
+    position: Tensor,
+    spans: tuple[GroupSpan, ...],
+    images: Sequence[Reference] = (),
 ) -> dict[str, Any]:
     """Arguments of a pass over a flat sequence (T,); its last T states are those of the tokens."""
     prompt = soft_prompt_of(model)
@@ -176,6 +182,9 @@ def flat_inputs(
         "attention_mask": placeholder_mask(ids.device),
         PLAN: attention_plan(spans, ids.device, lead_of(model)),
     }
+    if sight_of(model) is not None:
+        states = embedded(model, ids, images)
+        return {"inputs_embeds": states[None], "position_ids": position[None], **arguments}
     if prompt is None:
         return {"input_ids": ids[None], "position_ids": position[None], **arguments}
     return prompt.flat(model, ids, position) | arguments

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from alignlab.errors import ConfigError
+from alignlab.models.auto import auto_class, read_model
 from alignlab.models.grouped_attention import register
 from alignlab.models.layout import Layout
+from alignlab.models.vision import Sight, attach
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,26 +52,28 @@ def load_model(
     trainable: bool,
     quantization: Any | None = None,
     empty: bool = False,
+    sight: Sight | None = None,
 ) -> PreTrainedModel:
-    """Causal language model of ``folder``, in evaluation mode; see the module on number formats.
+    """Causal language model or encoder of ``folder``, to evaluate; the module says its formats.
 
     ``quantization`` is a configuration of transformers; matrices are quantised as they are read.
     One that is ``empty`` is not read: what another process reads is written into it later.
+    With ``sight`` it is a vision-language model.
     """
     if empty and quantization is None:
         return _empty(folder, dtype, layout, trainable=trainable)
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     options: dict[str, Any] = {"dtype": torch.float32 if trainable else "auto"}
-    if layout == "grouped":
-        options["attn_implementation"] = register()
+    if layout != "padded":
+        options["attn_implementation"] = {"text_config": register()} if sight else register()
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": str(device)}}
         options["dtype"] = torch.float32  # what is rounded to four bits
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
+    model = read_model(folder, **options)
     model.requires_grad_(trainable)
+    attach(model, sight)
     if not trainable:
         store(model, dtype)
     model.eval()
@@ -79,14 +83,13 @@ def load_model(
 
 def _empty(folder: Path, dtype: torch.dtype, layout: Layout, *, trainable: bool) -> PreTrainedModel:
     """The same model in memory that is asked for and not yet written to, so nothing is taken."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    attention = {"attn_implementation": register()} if layout == "grouped" else {}
+    attention = {"attn_implementation": register()} if layout != "padded" else {}
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    kind, more = auto_class(config)
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, **attention
-        )
+        model: PreTrainedModel = kind.from_config(config, dtype=torch.float32, **attention, **more)
     model.requires_grad_(trainable)
     if not trainable:
         store(model, dtype)
@@ -105,6 +108,7 @@ class Reader:
     layout: Layout
     checkpointing: bool  # recompute activations in the backward pass
     empty: bool = False  # another process reads
+    sight: Sight | None = None  # of vision-language models
 
     def __call__(
         self, folder: Path, trainable: bool, quantization: Any | None = None
@@ -118,6 +122,7 @@ class Reader:
             trainable=trainable,
             quantization=quantization,
             empty=self.empty,
+            sight=self.sight,
         )
         if self.checkpointing:
             # The newer name first: transformers 5.23 warns of the older one.

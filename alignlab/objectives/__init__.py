@@ -18,8 +18,8 @@ the name in tables. So a new preference loss is one function and one yaml, and n
 ``regression``  reward models of given scores: squared error, cross-entropy
 ``pairwise``    DPO, cDPO, rDPO, DPO-norm, IPO, ORPO, SimPO, hinge, SLiC
 ``penalized``   pairs and something more: CPO, DPO+NLL, DPOP, R-DPO
-``anchored``    each answer against the reference by itself: APO-zero, APO-down, SPPO
-``links``       other curves than DPO's: χPO, f-DPO, EXO, DiscoPOP
+``anchored``    each answer against the reference by itself: APO, SPPO, Cal-DPO, DPO-Shift
+``links``       other curves than DPO's or SimPO's: χPO, f-DPO, EXO, DiscoPOP, AlphaPO, SimPER
 ``unpaired``    KTO, BCO
 ``groupwise``   whole prompts: DPO-PL, RRHF, InfoNCA, NCA, EXO
 ``policy``      clipped surrogates (token, sequence), clipped value loss

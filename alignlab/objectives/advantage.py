@@ -111,7 +111,7 @@ def group_advantages(
 
     | ``group_std``: ``(R − mean) / (std + ε)``, GRPO, 2402.03300 §4.1.2
     | ``group_mean``: ``R − mean``, Dr.GRPO, 2503.20783 §3.2
-    | ``leave_one_out``: ``R − mean of the others = n/(n − 1)·(R − mean)``, RLOO, 2402.14740 eq. 8
+    | ``leave_one_out``: ``R − mean of the others = n/(n − 1)·(R − mean)``, RLOO, 2402.14740
 
     std is the sample one (n − 1), as in TRL (ε = 1e-4), verl (1e-6) and Dr.GRPO's code (1e-8). A
     group of one, or one whose rewards are all equal, gives exactly 0: nothing to compare. (verl

@@ -14,3 +14,4 @@ from alignlab.annotations import Range
 Positive = Annotated[float, Range(min=0.0, min_open=True, max=math.inf, max_open=True)]
 NonNegative = Annotated[float, Range(min=0.0, max=math.inf, max_open=True)]
 FlipRate = Annotated[float, Range(min=0.0, max=0.5, max_open=True)]
+Share = Annotated[float, Range(min=0.0, max=1.0, max_open=True)]

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from alignlab import lazy
-from alignlab.objectives.stable import EXP_LIMIT, segment_sum
+from alignlab.objectives.stable import safe_expm1
 
 if TYPE_CHECKING:
     import torch
@@ -57,9 +57,7 @@ def k3(new: Tensor, reference: Tensor) -> Tensor:
     d = reference - new
     near = d.clamp(-0.05, 0.05)
     series = near.square() * (1 / 2 + near * (1 / 6 + near * (1 / 24 + near / 120)))
-    beyond = (d - EXP_LIMIT).clamp(min=0)
-    plain = d.clamp(max=EXP_LIMIT).expm1() + math.exp(EXP_LIMIT) * beyond - d
-    return torch.where(d.abs() < 0.05, series, plain)
+    return torch.where(d.abs() < 0.05, series, safe_expm1(d) - d)
 
 
 def token_kl(new: Tensor, reference: Tensor, *, estimator: Estimator) -> Tensor:
@@ -84,23 +82,6 @@ def token_kl(new: Tensor, reference: Tensor, *, estimator: Estimator) -> Tensor:
     return known[estimator](new, reference)
 
 
-def sequence_kl(new: Tensor, reference: Tensor, completion: Tensor, completions: int) -> Tensor:
-    """Sum the log-ratio of each completion; the mean over own samples estimates KL(π ‖ π_ref).
-
-    ``KL_c = Σ_n (log π − log π_ref)``, unclamped. This is the x-axis of every reward–KL plot.
-
-    Args:
-        new: (N,) log-probs of the tokens under the policy.
-        reference: (N,) log-probs under the reference.
-        completion: (N,) int64, completion of each token.
-        completions: C.
-
-    Returns:
-        (C,) nats.
-    """
-    return segment_sum(new - reference, completion, completions)
-
-
 def best_of_n_kl(n: int) -> float:
     """KL of best-of-n sampling to the sampling policy, in nats: ``log n − (n − 1)/n``.
 
@@ -121,7 +102,7 @@ def adapt_coefficient(
 
     ``e = clip(KL/target − 1, ±0.2)``, ``β ← β·(1 + e·episodes/horizon)``
 
-    Ziegler 2019, 1909.08593 §2.2, as in their code (episodes of this update over the horizon).
+    Ziegler 2019, 1909.08593, as in their code (episodes of this update over the horizon).
 
     Args:
         coefficient: β of the update just made.

@@ -68,7 +68,7 @@ def jensen_shannon(policy: Tensor, start: Tensor, *, share: Between) -> Tensor:
 def weight_change(change: Tensor, importance: Tensor | None) -> Tensor:
     """``½ Σ_j F_j d_j²``: what a change d of a weight tensor costs.
 
-    With F = 1, L2-SP (Li, Grandvalet & Davoine 2018, 1802.01483 eq. 2); with the diagonal of the
+    With F = 1, L2-SP (Li, Grandvalet & Davoine 2018, 1802.01483); with the diagonal of the
     Fisher information, EWC (Kirkpatrick et al. 2017, 1612.00796 eq. 3). By Taylor, with F per token
     of some data this is how much their negative log-likelihood per token is expected to rise.
 

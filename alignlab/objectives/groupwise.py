@@ -31,7 +31,7 @@ def dpo_ranking(policy: GroupLogps, reference: GroupLogps, *, beta: Positive) ->
 
     ``loss_g = −Σ_i [ β·lr(y_(i)) − log Σ_{j ≥ i} exp(β·lr(y_(j))) ]`` over ranks i, best to worst
 
-    DPO, 2305.18290 appendix A.3 (Plackett–Luce). For K = 2 it is
+    DPO, 2305.18290 eq. 20 (Plackett–Luce). For K = 2 it is
     `alignlab.objectives.pairwise.dpo`. Ties as in `alignlab.objectives.ranking.plackett_luce`.
 
     Args:
@@ -53,7 +53,7 @@ def rrhf(policy: GroupLogps, *, weight: NonNegative) -> Tensor:
 
     ``loss_g = Σ_{u_i > u_j} max(0, p_j − p_i) − λ·lp(y_best)``, ``p = lp/|y|``
 
-    RRHF, Yuan et al. 2023, 2304.05302 §3 (λ = 1). A pair in the right order costs nothing,
+    RRHF, Yuan et al. 2023, 2304.05302 (λ = 1). A pair in the right order costs nothing,
     by however little. Several best completions share the likelihood term. The authors' code weighs
     the first sum by 100 and takes means over padded tokens in the second. TRL has none.
 
@@ -80,7 +80,7 @@ def info_nca(
 
     ``loss_g = −Σ_i softmax(u/α)_i · log softmax(β·lr)_i``
 
-    InfoNCA, Chen et al. 2024, 2402.05369 §3. For K = 2 and α → 0 it is DPO. Only differences
+    InfoNCA, Chen et al. 2024, 2402.05369. For K = 2 and α → 0 it is DPO. Only differences
     between completions count, so all may become less likely; `nca` mends that.
 
     Args:
@@ -103,7 +103,7 @@ def nca(policy: GroupLogps, reference: GroupLogps, *, beta: Positive, alpha: Pos
 
     ``loss_g = −Σ_i [ softmax(u/α)_i · log σ(β·lr_i) + (1/K)·log σ(−β·lr_i) ]``
 
-    NCA, Chen et al. 2024, 2402.05369 §4. Its optimum is absolute: β·lr_i = log(K·softmax_i), so
+    NCA, Chen et al. 2024, 2402.05369. Its optimum is absolute: β·lr_i = log(K·softmax_i), so
     the likelihood of good completions does not fall as it may in DPO. TRL's ``nca_pair`` is K = 2,
     α → 0; it has no scores.
 

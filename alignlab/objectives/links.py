@@ -2,7 +2,8 @@
 
 DPO's *link* from probability ratio to reward is the logarithm, which comes from a KL penalty; other
 divergences have other links. Its loss of the gap h between two rewards is the logistic one.
-``lr(y)`` is the summed log-ratio, ``h = lr(y_w) − lr(y_l)``.
+``lr(y)`` is the summed log-ratio, ``h = lr(y_w) − lr(y_l)``. The last two have no reference; they
+do the same to SimPO, whose reward is the mean log-prob ``p = lp/|y|``.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from alignlab import lazy
 from alignlab.annotations import Range
-from alignlab.objectives.bounds import Positive
+from alignlab.objectives.bounds import NonNegative, Positive
 from alignlab.objectives.declaration import called
-from alignlab.objectives.pairwise import log_ratios
-from alignlab.objectives.stable import safe_exp
+from alignlab.objectives.pairwise import log_ratios, mean_logps
+from alignlab.objectives.stable import safe_exp, safe_expm1
 from alignlab.tensors import PairLogps
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ else:
     torch = lazy.module("torch")
     F = lazy.module("torch.nn.functional")
 
+Finite = Annotated[float, Range(min=-math.inf, min_open=True, max=math.inf, max_open=True)]
 SomeFlips = Annotated[float, Range(min=0.0, min_open=True, max=0.5, max_open=True)]
 
 
@@ -70,7 +72,7 @@ def f_dpo(
     | ``forward_kl``: ``f′ = −1/z``, covers what the reference writes
     | ``jensen_shannon``: ``f′ = log(2z/(1 + z))``, between forward and reverse KL
 
-    f-DPO, Wang et al. 2023, 2309.16240 §4 (``reverse_kl``, f′ = log z, is DPO). TRL's
+    f-DPO, Wang et al. 2023, 2309.16240 (``reverse_kl``, f′ = log z, is DPO). TRL's
     ``f_divergence_type`` is the same up to constants, which cancel; its exp overflows below
     lr = −88, ours goes on as its tangent from −20.
 
@@ -145,3 +147,51 @@ def discopop(policy: PairLogps, reference: PairLogps, *, beta: Positive, tau: Po
     logits = beta * (chosen - rejected)
     share = torch.sigmoid(logits / tau)
     return (1 - share) * -F.logsigmoid(logits) + share * safe_exp(-logits)
+
+
+@called("AlphaPO")
+def alpha_po(
+    policy: PairLogps, *, alpha: Finite, beta: Positive, gamma_beta_ratio: NonNegative
+) -> Tensor:
+    """SimPO whose reward bends: a power of the mean probability in place of its logarithm.
+
+    ``loss = −log σ(β[r(y_w) − r(y_l) − γ/β])``, ``r(y) = (1 − e^(−αp))/α``, and p where α = 0
+
+    AlphaPO, Gupta et al. 2025, 2501.03884. With α > 0 the reward is steeper the less likely an
+    answer is, so that less likely ones move most; with α < 0 the likelier ones do. TRL's CPO
+    trainer (``loss_type="alphapo"``) is the same, and takes γ itself; it raises eᵖ to the power −α,
+    which is infinite where eᵖ is 0 in float32, and ours goes on as its tangent from p = −20/α.
+
+    Args:
+        policy: (B,) summed log-probs and lengths of the trained policy.
+        alpha: α, how much the reward bends; 0 is `alignlab.objectives.pairwise.simpo`.
+        beta: scale of the rewards.
+        gamma_beta_ratio: target margin between the rewards of chosen and rejected.
+
+    Returns:
+        (B,) loss per pair.
+    """
+    chosen, rejected = mean_logps(policy)
+    if alpha:
+        chosen, rejected = (-safe_expm1(-alpha * p) / alpha for p in (chosen, rejected))
+    return -F.logsigmoid(beta * (chosen - rejected - gamma_beta_ratio))
+
+
+@called("SimPER")
+def simper(policy: PairLogps) -> Tensor:
+    """Difference of the geometric mean token probabilities; no reference, no hyperparameter.
+
+    ``loss = e^p(y_l) − e^p(y_w)``: the inverse perplexities of both answers
+
+    SimPER, Xiao et al. 2025, 2502.00883. Its slope in p is the probability itself, so an answer
+    that has become unlikely is pushed no further, as the logarithm would. TRL has none; the
+    authors' code is the same.
+
+    Args:
+        policy: (B,) summed log-probs and lengths of the trained policy.
+
+    Returns:
+        (B,) loss per pair in (−1, 1).
+    """
+    chosen, rejected = mean_logps(policy)
+    return rejected.exp() - chosen.exp()

@@ -26,6 +26,11 @@ def log_ratios(policy: PairLogps, reference: PairLogps) -> tuple[Tensor, Tensor]
     return policy.chosen - reference.chosen, policy.rejected - reference.rejected
 
 
+def mean_logps(policy: PairLogps) -> tuple[Tensor, Tensor]:
+    """``lp(y_w)/|y_w|, lp(y_l)/|y_l|``: mean log-probs of the tokens, nats, (B,) each."""
+    return policy.chosen / policy.chosen_length, policy.rejected / policy.rejected_length
+
+
 @called("DPO")
 def dpo(
     policy: PairLogps, reference: PairLogps, *, beta: Positive, label_smoothing: FlipRate
@@ -63,9 +68,9 @@ def robust_dpo(
 
     ``loss = [ −(1 − ε)·log σ(βh) + ε·log σ(−βh) ] / (1 − 2ε)``
 
-    Ray Chowdhury et al., "Provably Robust DPO", 2403.00409 §3. Unbiased for a true flip rate ε, but
-    unbounded below for single pairs that look flipped, hence noisier than cDPO. TRL's ``robust``
-    is the same.
+    Ray Chowdhury et al., "Provably Robust DPO", 2403.00409 §3.1. Unbiased for a true flip rate ε,
+    but unbounded below for single pairs that look flipped, hence noisier than cDPO. TRL's
+    ``robust`` is the same.
 
     Args:
         policy: (B,) summed log-probs of the trained policy.
@@ -89,7 +94,7 @@ def dpo_norm(policy: PairLogps, reference: PairLogps, *, beta: Positive) -> Tens
 
     ``loss = −log σ(β·[lr(y_w)/|y_w| − lr(y_l)/|y_l|])``
 
-    Tülu 3, 2411.15124 §5.1.2 (length-normalised DPO). β acts on a *mean*, so its useful range
+    Tülu 3, 2411.15124 (length-normalised DPO). β acts on a *mean*, so its useful range
     (2–10) cannot be compared with `dpo`'s. TRL's ``sigmoid_norm`` is the same.
 
     Args:
@@ -143,7 +148,7 @@ def orpo(policy: PairLogps, *, weight: NonNegative) -> Tensor:
     ``loss = −p_w + λ·[ −log σ(log odds_w − log odds_l) ]``, ``p = log π(y|x)/|y|``,
     ``log odds = p − log(1 − eᵖ)``
 
-    ORPO, 2403.07691 eq. 6 and 7 (odds: eq. 3 and 4). P(y|x) is the *geometric mean* of the token
+    ORPO, 2403.07691 eq. 7 (odds ratio: eq. 4). P(y|x) is the *geometric mean* of the token
     probabilities. The likelihood term is the mean over this pair's chosen *completion* tokens; TRL
     (which calls λ ``beta``) takes it over prompt and completion tokens pooled over the micro-batch.
 
@@ -154,8 +159,7 @@ def orpo(policy: PairLogps, *, weight: NonNegative) -> Tensor:
     Returns:
         (B,) loss per pair.
     """
-    chosen = policy.chosen / policy.chosen_length
-    rejected = policy.rejected / policy.rejected_length
+    chosen, rejected = mean_logps(policy)
     log_odds = (chosen - log1mexp(chosen)) - (rejected - log1mexp(rejected))
     return -chosen - weight * F.logsigmoid(log_odds)
 
@@ -177,8 +181,7 @@ def simpo(policy: PairLogps, *, beta: Positive, gamma_beta_ratio: NonNegative) -
     Returns:
         (B,) loss per pair.
     """
-    chosen = policy.chosen / policy.chosen_length
-    rejected = policy.rejected / policy.rejected_length
+    chosen, rejected = mean_logps(policy)
     return -F.logsigmoid(beta * (chosen - rejected - gamma_beta_ratio))
 
 
@@ -188,7 +191,7 @@ def hinge(policy: PairLogps, reference: PairLogps, *, beta: Positive) -> Tensor:
 
     ``loss = max(0, 1 − βh)``
 
-    RSO, 2309.06657 §3.4 (hinge-norm; their γ is our β). A pair stops teaching once βh ≥ 1. TRL's
+    RSO, 2309.06657 (hinge-norm; their γ is our β). A pair stops teaching once βh ≥ 1. TRL's
     ``hinge`` is the same; RSO's rejection sampling of the pairs is data, not loss.
 
     Args:
@@ -223,25 +226,6 @@ def slic(policy: PairLogps, *, delta: NonNegative, weight: NonNegative) -> Tenso
     """
     calibration = F.relu(delta - (policy.chosen - policy.rejected))
     return calibration - weight * policy.chosen
-
-
-def implicit_rewards(
-    policy: PairLogps, reference: PairLogps, *, beta: Positive
-) -> tuple[Tensor, Tensor]:
-    """Rewards that the policy is optimal for, up to a constant per prompt.
-
-    ``r(y) = β·lr(y)``, DPO, 2305.18290 eq. 5.
-
-    Args:
-        policy: (B,) summed log-probs of the trained policy.
-        reference: the same under the frozen reference.
-        beta: the β of the objective.
-
-    Returns:
-        rewards of chosen and rejected, (B,) each.
-    """
-    chosen, rejected = log_ratios(policy, reference)
-    return beta * chosen, beta * rejected
 
 
 def accuracy(better: Tensor, worse: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def cpo(
 
     ``loss = −log σ(β(lp(y_w) − lp(y_l))) − λ·lp(y_w)``, or ``− λ·lp(y_w)/|y_w|``
 
-    CPO, 2401.08417 §3 (λ = 1). **Two conventions**: the paper prints the likelihood of the
+    CPO, 2401.08417 eq. 3 (λ = 1). **Two conventions**: the paper prints the likelihood of the
     whole answer (``sum``), the authors' code and TRL take the mean per token (``mean``). TRL's mean
     is over prompt and completion tokens pooled over the micro-batch, ours over this pair's chosen
     completion.
@@ -67,9 +67,9 @@ def dpo_likelihood(
 
     ``loss = −log σ(βh) − λ·lp(y_w)/|y_w|``
 
-    Iterative RPO, 2404.19733 (λ = 1; they weight the other term); Llama 3, 2407.21783 §4.1.4
-    (λ = 0.2). TRL's ``loss_type=["sigmoid", "sft"]`` takes the likelihood's mean over the tokens of
-    the micro-batch instead of each answer's.
+    Iterative RPO, Pang et al. 2024, 2404.19733 (λ = 1; they weight the other term); Llama 3,
+    2407.21783 (λ = 0.2). TRL's ``loss_type=["sigmoid", "sft"]`` takes the likelihood's mean over
+    the tokens of the micro-batch instead of each answer's.
 
     Args:
         policy: (B,) summed log-probs and lengths of the trained policy.
@@ -93,7 +93,7 @@ def dpo_positive(
 
     ``loss = −log σ(β(h − λ·max(0, −lr(y_w))))``
 
-    DPO-Positive (Smaug), Pal et al. 2024, 2402.13228 §3. At policy = reference, lr is nothing but
+    DPO-Positive (Smaug), Pal et al. 2024, 2402.13228. At policy = reference, lr is nothing but
     rounding, whose sign would turn the whole penalty on or off: drops of less than a thousandth of
     a nat are none here. TRL has no such loss.
 
@@ -119,7 +119,7 @@ def dpo_length(
 
     ``loss = −log σ(βh + α(|y_w| − |y_l|))``
 
-    R-DPO, Park et al. 2024, 2403.19159 §4. Its optimum is ``π_ref·exp((r − α|y|)/β)/Z``: a pair
+    R-DPO, Park et al. 2024, 2403.19159. Its optimum is ``π_ref·exp((r − α|y|)/β)/Z``: a pair
     whose winner is the longer one counts as partly explained by its length, and teaches less. Not
     to be confused with rDPO (`alignlab.objectives.pairwise.robust_dpo`). TRL has none.
 

@@ -67,7 +67,7 @@ def sequence_surrogate(
 
     ``product`` is the true ratio of sequences: RLOO, 2402.14740, as TRL's RLOO trainer clips it
     (the paper itself does not clip: on-policy, s = 1, the gradients agree). ``geometric_mean`` is
-    GSPO, 2507.18071 eq. 7, which needs far tighter bounds (3e-4) since s varies less. TRL spreads
+    GSPO, 2507.18071 eq. 5, which needs far tighter bounds (3e-4) since s varies less. TRL spreads
     GSPO's loss over tokens, so that its token mean weights long answers more; ours is per
     completion.
 
@@ -156,14 +156,6 @@ def weight_clip_fraction(logps: TokenLogps, *, clip_low: float, clip_high: float
     """1 where `clipped_weight_surrogate` cut the weight, on either side, else 0; (N,)."""
     ratio = importance_ratio(logps).detach()
     return ((ratio < 1 - clip_low) | (ratio > 1 + clip_high)).to(ratio.dtype)
-
-
-def value_clip_fraction(
-    values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float
-) -> Tensor:
-    """1 where the clipped error is the larger one, else 0; (N,), its token mean is the metric."""
-    near = old_values + (values.detach() - old_values).clamp(-clip, clip)
-    return ((near - returns).abs() > (values.detach() - returns).abs()).to(values.dtype)
 
 
 def _pessimistic(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:

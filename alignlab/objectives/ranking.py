@@ -23,7 +23,7 @@ def bradley_terry(scores: GroupScores, *, centering: NonNegative) -> Tensor:
 
     ``loss_g = mean_{(w,l) ∈ g} [ −log σ(r_w − r_l − m) + c·(r_w + r_l)² ]``
 
-    InstructGPT, 2203.02155 eq. 1 (``m = c = 0``); margin m as in Llama 2, 2307.09288 eq. 2;
+    InstructGPT, 2203.02155 eq. 1 (``m = c = 0``); margin m as in Llama 2, 2307.09288;
     centering as in 2312.09244 eq. 2. TRL's trainer sees isolated pairs: for K = 2 the two agree,
     for K > 2 TRL weights a prompt by its number of pairs and forwards a completion K − 1 times.
 
@@ -69,7 +69,7 @@ def top_one(scores: GroupScores) -> Tensor:
 
     ``loss_g = −[ r_best − log Σ_j exp r_j ]``
 
-    Ziegler 2019, 1909.08593 eq. 1 (their labelers pick the best of four). Several undefeated
+    Ziegler 2019, 1909.08593 (their labelers pick the best of four). Several undefeated
     completions (a tie at the top) share the loss equally. Only the top of the ranking teaches.
 
     Args:

@@ -20,7 +20,7 @@ def squared_error(scores: TargetScores) -> Tensor:
 
     ``loss_g = mean_{y ∈ g} (r(y) − s(y))²``
 
-    As the regression reward models of HelpSteer2, Wang et al. 2024, 2406.08673 §3. Unlike a
+    As the regression reward models of HelpSteer2, Wang et al. 2024, 2406.08673. Unlike a
     comparison it keeps the scale of the scores and their zero, and two prompts can be compared.
 
     Args:
@@ -37,7 +37,7 @@ def cross_entropy(scores: TargetShares) -> Tensor:
 
     ``loss_g = mean_{y ∈ g} [ −s·log σ(r) − (1 − s)·log σ(−r) ]``
 
-    The outcome reward model of Cobbe et al. 2021, 2110.14168 §4.2, and Lightman et al. 2023,
+    The outcome reward model of Cobbe et al. 2021, 2110.14168, and Lightman et al. 2023,
     2305.20050: σ(r) is the probability that the completion is right. A score between 0 and 1 is
     the share of judges who say so.
 

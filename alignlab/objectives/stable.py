@@ -27,9 +27,22 @@ def safe_exp(x: Tensor) -> Tensor:
     Args:
         x: any shape, any real value.
     """
+    return x.clamp(max=EXP_LIMIT).exp() + _tangent(x)
+
+
+def safe_expm1(x: Tensor) -> Tensor:
+    """Return eˣ − 1 without cancellation near 0, continued by its tangent above ``EXP_LIMIT``.
+
+    Args:
+        x: any shape, any real value.
+    """
+    return x.clamp(max=EXP_LIMIT).expm1() + _tangent(x)
+
+
+def _tangent(x: Tensor) -> Tensor:
+    """What eˣ gains above ``EXP_LIMIT`` as a straight line; 0 below it."""
     # Not `x - inside`: its two gradients cancel only after e²⁰ has swamped eˣ in float32.
-    beyond = (x - EXP_LIMIT).clamp(min=0)
-    return x.clamp(max=EXP_LIMIT).exp() + math.exp(EXP_LIMIT) * beyond
+    return math.exp(EXP_LIMIT) * (x - EXP_LIMIT).clamp(min=0)
 
 
 def log1mexp(x: Tensor) -> Tensor:

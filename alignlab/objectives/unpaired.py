@@ -23,7 +23,7 @@ def kl_point(log_ratios_mismatched: Tensor) -> Tensor:
 
     ``z₀ = max(0, mean_i [log π(y′_i|x_i) − log π_ref(y′_i|x_i)])``
 
-    KTO, 2402.01306 §4.1, where y′_i is the completion of *another* prompt of the same optimizer
+    KTO, 2402.01306, where y′_i is the completion of *another* prompt of the same optimizer
     step (a shift by one). The mean is over the whole step and all ranks, and the clamp comes after
     it, so accumulation, packing and sharding do not change z₀. HALOs does the same per micro-batch;
     TRL averages the ranks' means per micro-batch.
@@ -82,7 +82,7 @@ def log_ratio_shift(log_ratios: Tensor, desirable: Tensor) -> Tensor:
 
     ``s = ½·(mean of lr with a thumb up + mean of lr with a thumb down)``, so that δ = β·s
 
-    BCO, 2404.04656 §3: the shift with which binary cross-entropy bounds DPO's loss most closely.
+    BCO, 2404.04656: the shift with which binary cross-entropy bounds DPO's loss most closely.
     Both means are over the whole optimizer step and all processes, under the policy as it is before
     the step. TRL's former trainer and NeMo-RL keep a running mean over earlier steps, which lags
     behind the policy. Where all thumbs of a step are alike, their mean stands for both.
@@ -113,7 +113,7 @@ def bco(
 
     ``loss = −log σ(β(lr − s))`` for thumbs up, ``−log σ(−β(lr − s))`` for thumbs down
 
-    BCO, 2404.04656 §3; s of `log_ratio_shift`. Not included is the paper's correction for thumbs
+    BCO, 2404.04656; s of `log_ratio_shift`. Not included is the paper's correction for thumbs
     up and down that come from different prompts (its density ratio needs a classifier of prompts).
     TRL's ``bco_pair`` is the sum of the two losses of a pair at s = 0.
 

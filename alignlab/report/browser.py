@@ -63,7 +63,7 @@ def browsed(analysis: Analysis) -> Browsed:
     kept: list[str] = []
     size = 0
     for key in prompts:
-        size += sum(len(str(row.get("completion", ""))) + 120
+        size += sum(len(str(row.get("completion", ""))) + len(str(row.get("thinking", ""))) + 120
                     for by in found[key].values() for _, row in by.values())  # fmt: skip
         if size > SHOWN_BYTES and len(kept) >= FEWEST_PROMPTS:
             break
@@ -113,10 +113,11 @@ def _block(content: Any) -> str:
 
 
 def _numbers(row: Mapping[str, Any]) -> list[Any]:
-    """The metrics of a row, rounded as they are shown, then whether it ended by itself."""
+    """The metrics of a row, rounded as they are shown, whether it ended by itself, its thought."""
     values = (number(row.get(key)) for key, _, _ in METRICS)
     rounded = [None if v != v or abs(v) == float("inf") else round(v, 4) for v in values]
-    return [*rounded, int(bool(row.get("finished", True)))]
+    thought = [str(row["thinking"])] if row.get("thinking") is not None else []
+    return [*rounded, int(bool(row.get("finished", True))), *thought]
 
 
 def samples_note(analysis: Analysis, shown: Browsed) -> str:
@@ -188,9 +189,16 @@ def _card(score: Score, look: Look, seed: int, line: int, row: Mapping[str, Any]
     cut = "" if row.get("finished", True) else '<span class="cut">cut off</span>'
     run = score.method.evaluations[seed].name
     link = run_link(run, f"row {line}")
+    thought = row.get("thinking")
+    apart = (
+        ""
+        if thought is None
+        else f'<details class="thought"><summary>thought</summary>'
+        f"<p>{escape(clean(str(thought)))}</p></details>"
+    )
     return (
         f'<section class="card" data-m="{score.method.id}" id="row-{escape(run)}-{line}">'
         f"<h4>{swatch(look)}{escape(score.method.label)}</h4>"
-        f"<p>{escape(clean(str(row.get('completion', '')).strip()))}</p>"
+        f"{apart}<p>{escape(clean(str(row.get('completion', '')).strip()))}</p>"
         f"<footer>{numbers}{cut}{link}</footer></section>"
     )

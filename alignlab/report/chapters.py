@@ -15,6 +15,7 @@ from alignlab.report.exports import gain_rows, property_rows, ranking_rows
 from alignlab.report.folders import RunFolder
 from alignlab.report.frontier import part as frontier
 from alignlab.report.judging import part as judging
+from alignlab.report.overfitting import part as overfitting
 from alignlab.report.part import Chapter, Part
 from alignlab.report.style import CONTROLS, Look, swatch
 from alignlab.report.svg import picture, shared_pdf
@@ -35,6 +36,9 @@ LEADS = {
     "what a completion of the same method earns per token, fitted over all prompts.",
     "curves": "Thick: mean over seeds; band: all seeds; dashed: validation. Losses of different "
     "methods are not comparable with each other.",
+    "overfitting": "The same weights measured on held-out rows (dashed) and on rows that were "
+    "trained on (solid); a ring marks the best evaluation. Copying is compared with human texts "
+    "for the same prompts.",
     "cost": "The bars are each method's own stage, mean over seeds; pale: sampled tokens. Stages "
     "before it are shared and listed below, once.",
     "wins": "How often the row scores above the column on the same prompt and seed, ties half. "
@@ -56,6 +60,7 @@ def chapters(analysis: Analysis, looks: Looks, folder: Path) -> list[Chapter]:
         ("tuning", "Tuning", tuning.part),
         ("trials", "Trials", trials.part),
         ("curves", "Training", _curves),
+        ("overfitting", "Overfitting", overfitting.part),
         ("cost", "Cost", _cost),
         ("wins", "Against each other", _wins),
         ("samples", "Samples", lambda analysis, looks, _: Part(samples(analysis, looks, shown))),

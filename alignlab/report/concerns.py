@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 
+from alignlab.design.rounds import round_of
 from alignlab.report.analysis import CELL_METRICS, Analysis, Score, hacks_gold
 from alignlab.report.comparison import families_of
 from alignlab.report.concern import Concern, note, serious, some
@@ -68,7 +69,12 @@ def _inputs(run: RunFolder | None, role: str) -> str:
 
 
 def _one_axis(study: Study) -> Iterator[Concern]:
-    """Same reference, same reward, same prompts' decoding, same annotated data within a seed."""
+    """Same reference, same reward, same prompts' decoding, same annotated data within a seed.
+
+    Further rounds are copies of the first, and what they read of the rounds before is the method.
+    """
+    stages = [item for job in study.jobs for item in job.stages.items()]
+    further = {run for stage, run in stages if round_of(stage) > 1}
     for seed in study.seeds:
         here = [m for m in study.methods if seed in m.evaluations]
         for role, name in (("reference", "SFT reference"), ("reward", "proxy reward")):
@@ -82,7 +88,8 @@ def _one_axis(study: Study) -> Iterator[Concern]:
             policy = method.policies.get(seed)
             for role in ("annotations", "reference", "init"):
                 source = _inputs(policy, role)
-                if source and not method.baseline and method.best_of == 1:
+                own = policy is not None and policy.name in further
+                if source and not own and not method.baseline and method.best_of == 1:
                     data.setdefault(role, set()).add(source)
         for role, sources in data.items():
             if len(sources) > 1:

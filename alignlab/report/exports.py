@@ -164,13 +164,16 @@ def _costs(analysis: Analysis) -> list[dict[str, Any]]:
 
 
 def _samples(analysis: Analysis) -> list[dict[str, Any]]:
+    everything = (r for s in analysis.scores for rows in s.method.rows.values() for r in rows)
+    thoughts = any("thinking" in row for row in everything)
+    columns = (*SAMPLE_COLUMNS, "thinking", "thinking_tokens") if thoughts else SAMPLE_COLUMNS
     return [
         {
             "method": score.method.id,
             "seed": seed,
             "run": score.method.evaluations[seed].name,
             "prompt_id": prompt_key(row),
-            **{key: row.get(key) for key in SAMPLE_COLUMNS},
+            **{key: row.get(key) for key in columns},
         }
         for score in analysis.scores
         for seed, rows in score.method.rows.items()

@@ -77,10 +77,11 @@ const block = $("#samples-data");
 const data = block ? JSON.parse(block.textContent) : null;
 const browser = $("#browser");
 const name = (number) => data.methods[number].id;
-/** Rows of a prompt and seed: {method, line, text, metrics, finished, run}. */
+/** Rows of a prompt and seed: {method, line, text, metrics, finished, thought, run}. */
 function rowsOf(prompt, seed) {
   return (prompt.seeds[seed] ?? []).map(([method, line, text, ...rest]) => ({
-    method, line, text, metrics: rest.slice(0, -1), finished: rest.at(-1) === 1,
+    method, line, text, metrics: rest.slice(0, data.metrics.length),
+    finished: rest[data.metrics.length] === 1, thought: rest[data.metrics.length + 1] ?? null,
     run: data.runs[method][seed],
   }));
 }
@@ -112,7 +113,9 @@ function card(row, words) {
   footer.append(make("a", { className: "run", href: `#run-${row.run}` }, `row ${row.line}`));
   const text = make("p", { dir: "auto" }, ...marked(row.text.trim(), words));
   const head = make("h4", {}, marker(row.method), data.methods[row.method].label);
-  const section = make("section", { className: "card", id: `row-${row.run}-${row.line}` }, head, text, footer);
+  const thought = row.thought === null ? [] : [make("details", { className: "thought" },
+    make("summary", {}, "thought"), make("p", { dir: "auto" }, row.thought))];
+  const section = make("section", { className: "card", id: `row-${row.run}-${row.line}` }, head, ...thought, text, footer);
   section.dataset.m = name(row.method);
   return section;
 }

@@ -15,6 +15,7 @@ from typing import Any
 from alignlab.report.analysis import Analysis, Score
 from alignlab.report.elements import clean, run_link
 from alignlab.report.folders import RunFolder, science
+from alignlab.report.mixtures import mixtures
 from alignlab.report.table import Study
 from alignlab.report.verdict import amount, memory_text, plain, seconds_text, signed
 
@@ -30,7 +31,7 @@ def provenance(analysis: Analysis, folder: Path) -> str:
     methods = "".join(_method(analysis, score, configs) for score in analysis.scores)
     return (
         f"{_facts(study)}<h3>Methods and their runs</h3>{methods}"
-        f"<h3>Runs</h3>{_runs(study, configs, folder)}"
+        f"{mixtures(study)}<h3>Runs</h3>{_runs(study, configs, folder)}"
         f"<h3>Configurations</h3>{_listing(study, configs)}"
     )
 

@@ -16,7 +16,8 @@ from statistics import NormalDist
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from alignlab.data.group import PromptGroup, Verdict
-from alignlab.rewards.reward import Reward, fingerprint, prompt_text
+from alignlab.rewards.reward import Reward, fingerprint, known_of, prompt_text
+from alignlab.rewards.thinking import graded
 from alignlab.spec import Spec, build
 from alignlab.typed import Range
 
@@ -105,7 +106,7 @@ class Annotator:
         """
         prompt = prompt_text(group)
         k = len(texts)
-        scores = [float(s) for s in self.gold.score([prompt] * k, texts, [group.meta] * k)]
+        scores = graded(self.gold, [prompt] * k, texts, [known_of(group)] * k).tolist()
         name = group.id or prompt
         perceived = [
             score + self.noise * self._draw(seed, name, text) if self.noise else score

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from alignlab.models.load import make_once
 from alignlab.rewards import ngrams
 from alignlab.rewards.lexicon import Part, parts
-from alignlab.rewards.reward import fingerprint
+from alignlab.rewards.reward import Meta, Texts, fingerprint
 from alignlab.run import content_key
 
 if TYPE_CHECKING:
@@ -52,12 +52,7 @@ class SentimentClassifier:
         """Short name for tables."""
         return "classifier" if self.part == "completion" else "classifier_text"
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def score(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         """Probability of positive for every completion, float32 (R,)."""
         model = load(store_cache())
         found = ngrams.features(parts(self.part, prompts, completions))

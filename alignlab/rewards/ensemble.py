@@ -17,7 +17,7 @@ class Ensemble:
 
     ``mean``: μ = Σ r_e / E. ``min``: the most pessimistic member (worst-case optimization).
     ``uwo``: μ − λ·Σ (r_e − μ)² / E with λ = ``penalty``, uncertainty-weighted optimization (Coste
-    et al. 2023, arXiv:2310.02743, §3). Reward runs are normalised each on their own annotated
+    et al. 2023, arXiv:2310.02743). Reward runs are normalised each on their own annotated
     completions, so their scores have one unit. One reward alone is itself, whatever stands here.
     """
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
-from alignlab.rewards.reward import fingerprint
+from alignlab.rewards.reward import Meta, Texts, fingerprint
 from alignlab.typed import Range
 
 
@@ -23,12 +22,7 @@ class Length:
         """Short name for tables."""
         return f"length_{self.target_words}"
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def score(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         """Score every completion in [−1, 0], float32 (R,)."""
         words = np.array([len(text.split()) for text in completions], dtype=np.float64)
         off = np.abs(words - self.target_words) / self.target_words

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
 from alignlab.errors import ConfigError
-from alignlab.rewards.reward import Reward, fingerprint
+from alignlab.rewards.reward import Meta, Reward, Texts, fingerprint
+from alignlab.rewards.thinking import graded
 from alignlab.spec import Spec, build
 
 
@@ -25,6 +25,8 @@ class Weighted:
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
     """Σ_i w_i r_i(x, y): rewards on their own scales, so choose weights with those in mind."""
+
+    reads_thinking: ClassVar[bool] = True  # it passes completions on, to each term as that reads
 
     terms: tuple[Weighted, ...]
 
@@ -43,16 +45,12 @@ class Mixture:
         pairs = zip(self.terms, self.rewards, strict=True)
         return "+".join(f"{term.weight:g}*{reward.name}" for term, reward in pairs)
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def score(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         """Score every completion, float32 (R,); the sum is made in float64."""
         total = np.zeros(len(completions), dtype=np.float64)
         for term, reward in zip(self.terms, self.rewards, strict=True):
-            total += term.weight * reward.score(prompts, completions, meta).astype(np.float64)
+            scores = graded(reward, prompts, completions, meta)
+            total += term.weight * scores.astype(np.float64)
         return total.astype(np.float32)
 
     def fingerprint(self) -> str:

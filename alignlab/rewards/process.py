@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from alignlab.errors import ConfigError
-from alignlab.rewards.reward import Reward, fingerprint
+from alignlab.rewards.reward import Meta, Reward, Texts, fingerprint
 from alignlab.spec import Spec, build
 
 
@@ -18,14 +17,16 @@ from alignlab.spec import Spec, build
 class ProcessReward:
     """Combines the probabilities p_i = σ(r(x, y_≤i)) that the steps of a completion are right.
 
-    ``product``: Π p_i, that no step is wrong (Lightman et al. 2023, 2305.20050 §2.6). ``min``: the
-    weakest step (there, and Math-Shepherd, Wang et al. 2023, 2312.08935 §3.4). ``mean`` and
+    ``product``: Π p_i, that no step is wrong (Lightman et al. 2023, 2305.20050). ``min``: the
+    weakest step (there, and Math-Shepherd, Wang et al. 2023, 2312.08935). ``mean`` and
     ``last``, for comparison: a longer solution lowers a product by itself.
 
     ``reward`` gives a logit to the completion up to the end of step i: a reward run that was
     trained on rows of the format ``steps`` with objective ``cross_entropy`` and ``normalize:
     false``. It reads a solution of n steps in n prefixes. A completion without text is one step.
     """
+
+    reads_thinking: ClassVar[bool] = True  # steps are mostly those of a thought
 
     reward: Spec
     separator: str  # what stands between two steps, as in the training rows
@@ -45,12 +46,7 @@ class ProcessReward:
         """Short name for tables."""
         return f"{self.combine} of steps by {self._inner.name}"
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def score(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         """Score every completion in [0, 1], float32 (R,)."""
         steps = [prefixes(completion, self.separator) for completion in completions]
         owner = [i for i, found in enumerate(steps) for _ in found]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 
 from alignlab.data.sources.reasoning_gym import PACKAGE, dataset
 from alignlab.errors import DataError
-from alignlab.rewards.reward import fingerprint
+from alignlab.rewards.reward import Meta, Texts, fingerprint
 
 _TAGGED = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 
@@ -32,12 +32,7 @@ class ReasoningGymScore:
         """Short name for tables."""
         return "reasoning_gym"
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def score(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         """Score every completion, float32 (R,).
 
         Raises:

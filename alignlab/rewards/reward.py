@@ -7,8 +7,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from alignlab.data.call_text import spelt
 from alignlab.data.group import PromptGroup
+from alignlab.data.thinking import split
 from alignlab.run import content_key
+
+Texts = Sequence[str]
+Meta = Sequence[Mapping[str, Any]]  # what the data knows about each prompt
 
 
 class Reward(Protocol):
@@ -19,12 +24,7 @@ class Reward(Protocol):
         """Short name for tables."""
         ...
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def score(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         """Score R completions: float32 (R,); ``meta[r]`` is what the data knows about prompt r."""
         ...
 
@@ -40,6 +40,32 @@ def fingerprint(reward: Any, version: int, *data: str) -> str:
 
 
 def prompt_text(group: PromptGroup) -> str:
-    """Prompt as plain text: itself, or the contents of its messages, one per line."""
+    """Prompt as plain text: itself, or the contents of its messages, one per line.
+
+    Of a conversation in which the assistant has spoken, every turn is named by who said it, calls
+    are JSON, and thoughts are left out.
+    """
     prompt = group.prompt
-    return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
+    if isinstance(prompt, str):
+        return prompt
+    if all(message["role"] in ("system", "user") for message in prompt):
+        return "\n".join(message["content"] for message in prompt)
+    said = (f"{m['role'].capitalize()}: {split(spelt(m)).answer.strip()}" for m in prompt)
+    return "\n\n".join(said)
+
+
+def known_of(group: PromptGroup) -> Mapping[str, Any]:
+    """What a reward is told of a prompt: its meta, its tools, and the calls of its own answer.
+
+    ``tools`` and ``calls`` are there where the group has tools, or an answer that calls some. The
+    calls are those of the first turn of the answer, which is what a policy is sampled for; a prompt
+    with tools and no answer has none to compare with.
+    """
+    shown = group.demonstration() if group.verdict else None
+    answer = shown.completions[0] if shown is not None else ()
+    first = answer[0] if answer and not isinstance(answer, str) else {}
+    calls = [call["function"] for call in first.get("tool_calls") or ()]
+    if not group.tools and not calls:
+        return group.meta
+    own = {"calls": calls} if first else {}  # a field of the data with that name says more
+    return {**own, **group.meta, **({"tools": list(group.tools)} if group.tools else {})}

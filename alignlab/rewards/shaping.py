@@ -26,26 +26,6 @@ def missing_eos(
     return scores - penalty * (~finished).to(scores.dtype)
 
 
-def length_penalty(
-    scores: Tensor, lengths: Tensor, *, free: int, limit: int, penalty: float
-) -> Tensor:
-    """Soft penalty on long completions (DAPO, Yu et al. 2025, Eq. 13, there with penalty 1).
-
-    R − penalty · clip((L − free) / (limit − free), 0, 1).
-
-    Args:
-        scores: (C,) rewards.
-        lengths: (C,) completion tokens.
-        free: tokens without penalty.
-        limit: tokens from which the whole penalty applies, > ``free``.
-        penalty: in reward units.
-    """
-    if limit <= free:
-        raise ValueError(f"limit={limit} must exceed free={free}.")
-    share = (lengths.to(scores.dtype) - free) / (limit - free)
-    return scores - penalty * share.clamp(0, 1)
-
-
 def clip(scores: Tensor, bound: float) -> Tensor:
     """Clip rewards (C,) to ±``bound`` (DeepSpeed-Chat: 5)."""
     return scores.clamp(-bound, bound)
@@ -54,7 +34,7 @@ def clip(scores: Tensor, bound: float) -> Tensor:
 def token_rewards(
     scores: Tensor, logps_old: Tensor, logps_ref: Tensor, kl_coef: float, lengths: Tensor
 ) -> Tensor:
-    """Per-token rewards with the KL penalty inside (Ziegler et al. 2019, §2.2).
+    """Per-token rewards with the KL penalty inside (Ziegler et al. 2019).
 
     r_t = −β (log π_old(y_t) − log π_ref(y_t)) + 1[t = last] · R.
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
 from alignlab import typed
 from alignlab.errors import ConfigError, did_you_mean
 from alignlab.models.load import BackboneConfig
-from alignlab.rewards.reward import fingerprint
+from alignlab.rewards.apart import Apart, Function, open_apart, stands_apart
+from alignlab.rewards.reward import Meta, Texts, fingerprint
 from alignlab.run import Run, Store
 from alignlab.typed import Range
 
@@ -29,7 +29,8 @@ class TrainedReward:
     """The scalar that a reward run gives to a completion after its prompt.
 
     Texts are tokenised again, so the ids can differ from those that a policy sampled. Prompts are
-    plain text, as for every reward of text; the contents of messages stand one per line.
+    plain text, as for every reward of text; the contents of messages stand one per line. A run
+    that stands apart (an encoder) cuts texts to the rows that it can take, whatever the limits.
     """
 
     run: str  # full name of the run, reward-KEY
@@ -43,18 +44,16 @@ class TrainedReward:
         """Short name for tables."""
         return self.run
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def score(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         """Score every completion, float32 (R,)."""
         from alignlab.data.group import PromptGroup
         from alignlab.rewards.learned import score_groups
 
-        tokenization, backbone = self._loaded
         groups = [PromptGroup(p, (c,)) for p, c in zip(prompts, completions, strict=True)]
+        if self._apart is not None:
+            found = self._apart.scores(groups, self.token_budget)
+            return np.array([score for part in found for score in part], dtype=np.float32)
+        tokenization, backbone = self._loaded
         with backbone.view("reward") as view:
             tokens = tokenization.groups(groups)
             scores = score_groups(view, tokens, self.token_budget, backbone.device)
@@ -76,6 +75,15 @@ class TrainedReward:
         return found[self.run]
 
     @cached_property
+    def _apart(self) -> Apart | Function | None:
+        """What scores texts itself, where the run stands apart."""
+        import torch
+
+        if not stands_apart(self._finished.model_dir):
+            return None
+        return open_apart(self._finished, "cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
     def _loaded(self) -> tuple[Tokenization, Backbone]:
         import torch
 
@@ -83,9 +91,9 @@ class TrainedReward:
         from alignlab.models.backbone import Backbone
 
         run = self._finished
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         stated = json.loads((run.path / "config.json").read_text(encoding="utf-8"))["backbone"]
         config = typed.build(BackboneConfig, stated, f"{run.name}: backbone")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         backbone = Backbone.load(config, Store(run.path.parent).cache, device)
         backbone.add("reward", source=run.model_dir, trainable=False, head=True)
         limits = self.max_prompt, self.max_completion

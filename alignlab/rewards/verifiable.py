@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from alignlab.errors import ConfigError, DataError
-from alignlab.rewards.reward import fingerprint
+from alignlab.rewards.reward import Meta, Texts, fingerprint
 
 _NUMBER = re.compile(
     r"(?<![\w.])[-−+]?\s?\$?\s?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))"
@@ -68,12 +68,7 @@ class FinalNumber:
         """Short name for tables."""
         return "final_number"
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def score(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         """Score every completion 1 or 0, float32 (R,).
 
         Raises:
@@ -120,12 +115,7 @@ class Matches:
         """Short name for tables."""
         return "matches"
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def score(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         """Score every completion 1 or 0, float32 (R,)."""
         compiled = re.compile(self.pattern, re.IGNORECASE if self.ignore_case else 0)
         find: Callable[[str], Any] = compiled.fullmatch if self.whole else compiled.search
@@ -155,12 +145,7 @@ class Contains:
         """Short name for tables."""
         return "contains"
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def score(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         """Score every completion in [0, 1], float32 (R,)."""
         patterns = [
             re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE) for word in self.words

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignlab.data.group import NONE, TokenGroup
+from alignlab.data.thinking import opened, whole
+from alignlab.images import images_of
 from alignlab.rollout.sampler import Samples, sample
 from alignlab.rollout.sampling import Sampling
 
@@ -40,6 +42,13 @@ class Rollout:
     def lengths(self) -> np.ndarray:
         """Completion tokens (C,) int64, EOS included."""
         return np.array([len(logp) for logp in self.logps], dtype=np.int64)
+
+    @property
+    def said(self) -> tuple[tuple[str, ...], ...]:
+        """Texts of each prompt's completions (G,), with ``<think>`` where the prompt wrote it."""
+        begun = map(opened, self.prompts)
+        pairs = zip(begun, self.completions, strict=True)
+        return tuple(tuple(whole(text, begun=one) for text in texts) for one, texts in pairs)
 
     def per_completion(self) -> tuple[list[str], list[str], list[Any]]:
         """Prompts, completions and meta, each a list of length C: what a Reward scores."""
@@ -80,6 +89,7 @@ def sample_rollout(
         seeds=seeds,
         device=next(view.model.parameters()).device,
         keep=keep,
+        images=[images_of(group.meta) for group in token_prompts],
     )
     return rollout_of(token_prompts, samples, n, tokenization)
 

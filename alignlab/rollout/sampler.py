@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignlab.errors import DataError, DivergenceError
+from alignlab.errors import ConfigError, DataError, DivergenceError
+from alignlab.images import Reference
 from alignlab.models.lean import lean_layers
 from alignlab.models.virtual_tokens import lead_of
 from alignlab.rollout.sampling import Sampling
@@ -47,6 +48,7 @@ def sample(
     seeds: Sequence[int],
     device: torch.device | str,
     keep: Path | None = None,
+    images: Sequence[Sequence[Reference]] | None = None,
 ) -> Samples:
     """Sample ``n`` completions of every prompt.
 
@@ -68,6 +70,7 @@ def sample(
         device: where the model is.
         keep: where a rollout lies until the next one: after an interruption the same call goes on
             at the same token, in the same bits. (In waves it begins again.)
+        images: those that each prompt shows, if any does.
 
     Raises:
         Interrupted: a signal came; see `interruption.check`.
@@ -81,10 +84,16 @@ def sample(
         return Samples([], [], np.zeros(0, dtype=bool))
     stop = torch.tensor([eos_id] if isinstance(eos_id, int) else list(eos_id), device=device)
     asked = (prompts, n, sampling, stop, seeds)
+    seen = images if images is not None and any(images) else None
     with torch.inference_mode(), _evaluation(model), lean_layers(model):
         if fits_slots(model):
-            unfinished = Unfinished.of(keep, *asked) if keep is not None else None
-            drawn = decode_slots(model, *asked, unfinished)
+            unfinished = Unfinished.of(keep, *asked, seen or ()) if keep is not None else None
+            drawn = decode_slots(model, *asked, unfinished, seen)
+        elif seen is not None:
+            raise ConfigError(
+                "Prompts with images are sampled for in the flat layout only: set"
+                " backbone.layout=auto, or leave the stages out that sample."
+            )
         else:
             drawn = decode_waves(model, *asked)
     return _samples(drawn)

@@ -19,10 +19,12 @@ from transformers import Cache
 
 from alignlab import interruption
 from alignlab.errors import Interrupted
+from alignlab.images import Reference
 from alignlab.models.grouped_attention import LEAD, NAME
 from alignlab.models.layout import window_of
 from alignlab.models.logps import head_of
 from alignlab.models.virtual_tokens import flat_inputs, lead_of
+from alignlab.models.vision import decoder_of
 from alignlab.rollout.choose import choose
 from alignlab.rollout.sampling import Sampling
 from alignlab.rollout.slot_memory import Columns, PromptLayer, SlotLayer
@@ -37,7 +39,7 @@ PREFILL_TOKENS = 4096  # prompt tokens of one forward pass
 def fits_slots(model: Any) -> bool:
     """Whether ``model`` was loaded for the flat layout and its attention sees whole rows."""
     config = model.config.get_text_config(decoder=True)
-    flat = getattr(model.config, "_attn_implementation", None) == NAME
+    flat = getattr(config, "_attn_implementation", None) == NAME
     return flat and window_of(config) is None
 
 
@@ -49,12 +51,14 @@ def decode_slots(
     stop: Tensor,
     seeds: Sequence[int],
     unfinished: Unfinished | None = None,
+    images: Sequence[Sequence[Reference]] | None = None,
 ) -> Drawn:
     """Sample ``n`` completions of every prompt; see `sampler.sample`.
 
-    ``unfinished`` says how far an earlier session has come, and is told how far this one comes.
+    ``unfinished`` says how far an earlier session has come, and is told how far this one comes;
+    ``images`` are what each prompt shows.
     """
-    slots = _Slots(model, prompts, n, sampling, stop, seeds)
+    slots = _Slots(model, prompts, n, sampling, stop, seeds, images)
     if unfinished is None:
         return slots.run()
     slots.go_on(unfinished.read() or {})
@@ -86,6 +90,7 @@ class _Slots:
     sampling: Sampling
     stop: Tensor
     seeds: Sequence[int]
+    images: Sequence[Sequence[Reference]] | None = None
     columns: Columns = field(default_factory=Columns)
     open: _Prompts | None = None  # the last prompt let in, while samples of it wait
 
@@ -130,7 +135,8 @@ class _Slots:
 
     def moved(self) -> dict[str, Any]:
         """What decoding has changed since it began; between two tokens."""
-        given = ("model", "prompts", "n", "sampling", "stop", "seeds", "head", "device", "lead")
+        given = {"model", "prompts", "n", "sampling", "stop", "seeds", "images"}
+        given |= {"head", "device", "lead"}
         return {name: value for name, value in vars(self).items() if name not in given}
 
     def go_on(self, moved: Mapping[str, Any]) -> None:
@@ -165,8 +171,9 @@ class _Slots:
         """Feed one token per slot; ended rows ride along."""
         first = torch.from_numpy(self.start).to(self.device)
         columns = torch.arange(self.columns.width, device=self.device)
-        mask = (columns >= first[:, None]) & (columns <= self.columns.filled)
-        hidden = self.model.base_model(
+        seen = (columns >= first[:, None]) & (columns <= self.columns.filled)
+        mask = torch.zeros(seen.shape, device=self.device).masked_fill_(~seen, float("-inf"))
+        hidden = decoder_of(self.model)(
             input_ids=token[:, None],
             attention_mask=mask[:, None, None],
             position_ids=self.position,
@@ -236,10 +243,11 @@ class _Slots:
             torch.from_numpy(ids).to(self.device),
             torch.from_numpy(position).to(self.device),
             tuple(GroupSpan(prompt=span, completions=()) for span in spans.values()),
+            [image for m in members for image in self.images[m]] if self.images else (),
         )
         count = self.model.config.get_text_config(decoder=True).num_hidden_layers
         layers = [PromptLayer() for _ in range(count)]
-        hidden = self.model.base_model(
+        hidden = decoder_of(self.model)(
             **inputs, past_key_values=Cache(layers=list(layers)), use_cache=True
         )[0][0][-len(ids) :]
         for layer, (keys, values) in zip(layers, inputs.get(LEAD, ()), strict=False):

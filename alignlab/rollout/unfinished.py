@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from alignlab.files import beside
+from alignlab.images import Reference, identity
 from alignlab.rollout.sampling import Sampling
 
 MOST_BYTES = 2 * 2**30  # more takes longer to write than a scheduler waits
@@ -40,12 +41,15 @@ class Unfinished:
         sampling: Sampling,
         stop: torch.Tensor,
         seeds: Sequence[int],
+        images: Sequence[Sequence[Reference]] = (),
     ) -> Unfinished:
         """Name the rollout that the arguments of `sampler.sample` ask for."""
         digest = hashlib.sha256(repr((n, sampling, stop.tolist(), list(seeds))).encode())
         for prompt in prompts:
             digest.update(f"{len(prompt)}:".encode())
             digest.update(np.ascontiguousarray(prompt, dtype=np.int64).tobytes())
+        for shown in images:
+            digest.update(repr([identity(image) for image in shown]).encode())
         return cls(path, digest.hexdigest(), stop.device)
 
     def read(self) -> dict[str, Any] | None:

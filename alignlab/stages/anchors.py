@@ -2,7 +2,8 @@
 
 An anchor stands in the field ``anchor`` of a stage that trains. It adds terms to the loss of every
 step, each divided by a count of the whole step, so that they add up over micro-batches and
-processes as the loss itself does. The start is the policy as the stage finds it.
+processes as the loss itself does. The start is the policy, or the reward model, as the stage finds
+it; of PPO's two views the policy is held and the value is not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from alignlab.typed import Range
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from alignlab.engine.distributed import Engine
     from alignlab.engine.work import Work
     from alignlab.models.backbone import Backbone
     from alignlab.stages.anchor_terms import Scene, Terms
@@ -30,6 +32,7 @@ class Anchor(ABC):
     """What every anchor says of itself when a plan is made, and what it adds to a training."""
 
     copies: ClassVar[int] = 0  # float32 copies of the trained weights that it holds
+    of_text: ClassVar[bool] = False  # whether it compares what two models write, token by token
     of_matrices: ClassVar[bool] = False  # whether, for adapters, something as large as the base
     holds_start: ClassVar[bool] = False  # whether the starting model is a view of its own
 
@@ -101,6 +104,7 @@ class Distillation(Anchor):
     """
 
     holds_start: ClassVar[bool] = True
+    of_text: ClassVar[bool] = True
 
     weight: Positive  # λ
     divergence: Spec
@@ -130,12 +134,31 @@ class Distillation(Anchor):
         return Distilling(self, scene)
 
 
-def require_anchor(spec: Spec | None) -> None:
-    """Refuse what is no anchor, when the plan is made; raises ConfigError."""
-    if spec is not None:
-        found = locate(spec.target, "anchor._target_")
-        if not (isinstance(found, type) and issubclass(found, Anchor)):
-            raise ConfigError(f"anchor: {spec.target} is no anchor; see conf/anchor.")
+Trains = Literal["rows", "scores", "rollouts"]  # on given rows, a scalar head, its own samples
+
+
+def require_anchor(spec: Spec | None, trains: Trains = "rows") -> None:
+    """Refuse what is no anchor, when the plan is made, or none for what the stage trains on.
+
+    Raises:
+        ConfigError: says which.
+    """
+    if spec is None:
+        return
+    found = locate(spec.target, "anchor._target_")
+    if not (isinstance(found, type) and issubclass(found, Anchor)):
+        raise ConfigError(f"anchor: {spec.target} is no anchor; see conf/anchor.")
+    if trains == "scores" and found.of_text:
+        raise ConfigError(
+            "anchor: a reward model scores text and writes none that could be held to its start;"
+            " hold its weights, with anchor l2sp or ewc."
+        )
+    if trains == "rollouts" and found.of_text and spec.arguments.get("data") is None:
+        raise ConfigError(
+            "anchor.data: the rows of a step are what the policy just said, where the KL term"
+            " (kl_coef) or the reference of the objective holds it already. Name data to distil on"
+            " beside them, such as data=${data}; or hold the weights, with anchor l2sp or ewc."
+        )
 
 
 def anchor_of(spec: Spec | None) -> Anchor | None:
@@ -157,4 +180,17 @@ def anchored(spec: Spec | None, work: OfflineWork, backbone: Backbone, source: P
     from alignlab.stages.anchor_terms import Anchored, Scene
 
     scene = Scene(backbone, work.view, source, work.engine, work.seed, work.chosen)
+    return Anchored(work, anchor.terms(scene))
+
+
+def anchored_online(
+    spec: Spec | None, work: Work, backbone: Backbone, source: Path, engine: Engine, seed: int
+) -> Work:
+    """The same for work on what the view ``policy`` samples: it has no rows that are given."""
+    anchor = anchor_of(spec)
+    if anchor is None:
+        return work
+    from alignlab.stages.anchor_terms import Anchored, Scene
+
+    scene = Scene(backbone, "policy", source, engine, seed, chosen=lambda step: ())
     return Anchored(work, anchor.terms(scene))

@@ -36,14 +36,15 @@ from alignlab.stages.stage import POLICY_KINDS, Estimate, Role, Stage, filling
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
-    from alignlab.data.gate.gate import Gate
+    from alignlab.data.gate.gate import Gate, Need
     from alignlab.data.group import PromptGroup, TokenGroup, Verdict
     from alignlab.data.sources.source import Source
     from alignlab.data.template import Tokenization
+    from alignlab.engine.dealt import Dealt
     from alignlab.engine.distributed import Engine
-    from alignlab.models.backbone import Backbone
     from alignlab.run import Run
     from alignlab.stages.collector import Collector
+    from alignlab.stages.judges import Judges
 
 __all__ = [
     "FILE",
@@ -61,6 +62,7 @@ __all__ = [
 
 CHUNK = 1024  # prompts that are in memory at a time where all come with a verdict
 SAMPLED = 8192  # and where some are sampled for, which a large batch does better
+Verdicts = Literal["pairs", "thumbs", "scores", "missing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +74,14 @@ class Annotate(Stage):
     simulated preference collection of AlpacaFarm (Dubois et al. 2023, arXiv:2305.14387). Reward
     stages judge in the annotator's place, and then every prompt is sampled for, whatever verdict
     it came with. Token ids are stored, so that every later stage trains on the very tokens that
-    were sampled.
+    were sampled. With ``completions: 1`` nothing is compared, and a score of a single completion is
+    a verdict too: what reward models learn that regress on scores.
     """
 
-    version: ClassVar[int] = 5  # decoding rounds otherwise
+    version: ClassVar[int] = 6  # decoding rounds otherwise
     kind: ClassVar[str] = "annotate"
     together: ClassVar[bool] = True
+    sees: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         "policy": Role((*POLICY_KINDS, "pretrain")),
         "reward": Role(("reward",), optional=True, many=True),
@@ -91,7 +95,7 @@ class Annotate(Stage):
     max_prompt: Annotated[int, Range(min=1)]
     max_completion: Annotated[int, Range(min=1)]
     prompts: Annotated[int, Range(min=1)]
-    completions: Annotated[int, Range(min=2, max=64)]
+    completions: Annotated[int, Range(min=1, max=64)]
     sampling: Sampling
     validation_share: Annotated[float, Range(min=0, max=0.5)]
     ensemble: Ensemble | None = None
@@ -105,11 +109,10 @@ class Annotate(Stage):
                 " ensemble={combine: mean, penalty: 0.5}."
             )
 
-    def fingerprint(self) -> str:
-        """Fingerprint of data and base model, and of judges that annotate."""
-        from alignlab.rewards.judge.annotator import outside
-
-        return " ".join([super().fingerprint(), *outside(self.annotator)])
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Most tokens of a prompt and of a completion."""
+        return self.max_prompt, self.max_completion
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Write ``annotations.jsonl``: one prompt group with its verdict per line.
@@ -127,18 +130,18 @@ class Annotate(Stage):
         workers = engine.workers()
         run = workers.own(run)
         data = build(self.data)
-        kinds = Counter(kind_of(group) for group in self._prompts(data))
+        kinds = Counter(map(self._kind_of, self._prompts(data)))
         keep_card(data, run, self.gate)
         backbone = open_backbone(self.backbone, run, engine, self.seed, shared=True)
         # Before the tokenizer is used: the policy may bring its own (after `pretrain`).
         backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
-        tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
+        tokenization = Tokenization(backbone.tokenizer, *self.limits, processor=backbone.processor)
         gate = self._gate_of(data, set(kinds), tokenization)
         size = SAMPLED if "missing" in kinds else CHUNK
         counts: Counter[str] = Counter()
         collected = Collected(rollout_file(run.state_dir, workers.rank))
         dealt = Dealt(backbone, workers, engine.budget)
-        judges = self._add_judges(inputs, backbone)
+        judges = self._judges(inputs, dealt)
         collector = Collector(self, dealt, tokenization, collected, judges)
         place = run.path / FILE if workers.is_main else Path(os.devnull)
         earlier = written(place, whole_chunks(place, size))
@@ -172,36 +175,46 @@ class Annotate(Stage):
             },
         )
 
+    def _need(self, kinds: Set[str]) -> Need:
+        if kinds == {"thumbs"}:
+            return "thumbs"
+        return "scores" if self.completions == 1 else "pairs"
+
     def _gate_of(self, data: Source, kinds: Set[str], tokenization: Tokenization) -> Gate:
         from alignlab.data.gate.gate import Gate
         from alignlab.data.prepared import SplitOf
 
         return Gate(
             tokenization.tokenizer,
-            need="thumbs" if kinds == {"thumbs"} else "pairs",
+            need=self._need(kinds),
             held_out={split: SplitOf(data, split) for split in ("validation", "test")},
             limits=self.gate,
             sampled="missing" in kinds,
         )
 
-    def _add_judges(self, inputs: Mapping[str, Run], backbone: Backbone) -> tuple[str, ...]:
-        """Views of the reward runs that judge in the annotator's place; none where it does."""
-        sources = {f"reward_{i}": r for i, r in enumerate(filling("reward", inputs))}
-        for view, role in sources.items():
-            backbone.add(view, source=inputs[role].model_dir, trainable=False, head=True)
-        return tuple(sources)
+    def _judges(self, inputs: Mapping[str, Run], dealt: Dealt) -> Judges | None:
+        """The reward runs that judge in the annotator's place; None where it does."""
+        from alignlab.stages.judges import Judges
+
+        roles = filling("reward", inputs)
+        runs = {f"reward_{i}": inputs[role] for i, role in enumerate(roles)}
+        return Judges(dealt.backbone, runs, dealt.workers, dealt.token_budget) if runs else None
 
     def _prompts(self, data: Source) -> Iterator[PromptGroup]:
         first = self.skip or 0
         groups = islice(data.stream("preference"), first, first + self.prompts)
         return (g.keep(()) for g in groups) if filling("reward", self.inputs) else groups
 
+    def _kind_of(self, group: PromptGroup) -> Verdicts:
+        return kind_of(group, alone=self.completions == 1)
+
     def _judged(
         self, collector: Collector, groups: list[PromptGroup]
     ) -> tuple[list[PromptGroup], list[TokenGroup]]:
         """The groups in their order with a verdict each, and their tokens."""
-        given = [i for i, group in enumerate(groups) if kind_of(group) != "missing"]
-        missing = [i for i, group in enumerate(groups) if kind_of(group) == "missing"]
+        kinds = [self._kind_of(group) for group in groups]
+        given = [i for i, kind in enumerate(kinds) if kind != "missing"]
+        missing = [i for i, kind in enumerate(kinds) if kind == "missing"]
         found = collector.tokenization.groups([groups[i] for i in given])
         tokens = dict(zip(given, found, strict=True))
         if missing:
@@ -214,7 +227,7 @@ class Annotate(Stage):
         self, groups: list[PromptGroup], before: Sequence[Row], collected: Collected
     ) -> tuple[list[PromptGroup], list[TokenGroup]]:
         """The same as `_judged`, from the lines that were written of it."""
-        sampled = [i for i, group in enumerate(groups) if kind_of(group) == "missing"]
+        sampled = [i for i, group in enumerate(groups) if self._kind_of(group) == "missing"]
         tokens = [token_group(row) for row in before]
         for i in sampled:
             groups[i] = restored(groups[i], before[i])
@@ -242,8 +255,13 @@ def judged(verdict: Verdict) -> bool:
     return bool(verdict.pairs()) or verdict.kind == "thumbs"
 
 
-def kind_of(group: PromptGroup) -> Literal["pairs", "thumbs", "missing"]:
-    """What the verdict that came with a group is good for; ``missing``: to be annotated."""
+def kind_of(group: PromptGroup, *, alone: bool = False) -> Verdicts:
+    """What the verdict that came with a group is good for; ``missing``: to be annotated.
+
+    ``alone``: scores are verdicts even where nothing is compared.
+    """
+    if alone and group.completions and group.verdict.kind == "scores":
+        return "scores"
     if not group.completions or not judged(group.verdict):
         return "missing"
     return "pairs" if group.verdict.pairs() else "thumbs"

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     from alignlab.data.group import PromptGroup, TokenGroup, Verdict
     from alignlab.models.backbone import Backbone
+    from alignlab.rewards.apart import Encodes
     from alignlab.run import Run
 
 FILE = "annotations.jsonl"
+ENCODED = 256  # lines that are encoded again at a time
 
 Row = Mapping[str, Any]
 
@@ -88,8 +90,10 @@ def write(
         file.writelines(lines(groups, tokens, validation_share))
 
 
-def read(run: Run, split: str) -> Sequence[TokenGroup]:
+def read(run: Run, split: str, encoding: Encodes | None = None) -> Sequence[TokenGroup]:
     """Token groups of one split of a finished annotate run, in the order of writing.
+
+    With an ``encoding`` the texts are encoded again, for a model with a tokenizer of its own.
 
     The file is read once, line by line, into mapped shards of the store's cache, which every later
     stage finds by the file's content.
@@ -101,24 +105,49 @@ def read(run: Run, split: str) -> Sequence[TokenGroup]:
 
     with (run.path / FILE).open("rb") as file:
         key = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    if encoding is not None:
+        key = hashlib.sha256(f"{key} {encoding.fingerprint()}".encode()).hexdigest()[:32]
     folder = Store(run.path.parent).cache / "annotations"
     found = kept(folder, key)
     if found is None:
         splits: list[str] = []
-        keep(folder, key, _token_groups(run.path / FILE, splits), {"splits": splits})
+        keep(folder, key, _token_groups(run.path / FILE, splits, encoding), {"splits": splits})
         found = kept(folder, key)
         assert found is not None, f"{folder} cannot be read back; is the disk full?"
     groups, notes = found
     return Selection(groups, np.flatnonzero(np.array(notes["splits"]) == split))
 
 
-def _token_groups(path: Path, splits: list[str]) -> Iterator[TokenGroup]:
+def _token_groups(path: Path, splits: list[str], encoding: Encodes | None) -> Iterator[TokenGroup]:
     """Token groups of all lines; the split of each is appended to ``splits``."""
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            row: Row = json.loads(line)
-            splits.append(row["split"])
-            yield token_group(row)
+        rows: Iterator[Row] = map(json.loads, file)
+        while part := list(islice(rows, ENCODED)):
+            splits += [row["split"] for row in part]
+            if encoding is None:
+                yield from map(token_group, part)
+            else:
+                yield from encoding.groups(list(map(text_group, part)), [r["row"] for r in part])
+
+
+def texts_of(run: Run, split: str) -> Iterator[PromptGroup]:
+    """The texts of one split of a finished annotate run, in the order of writing."""
+    with (run.path / FILE).open(encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            if row["split"] == split:
+                yield text_group(row)
+
+
+def text_group(row: Row) -> PromptGroup:
+    """The texts of one line."""
+    from alignlab.data.group import PromptGroup
+
+    def text(found: Any) -> Any:
+        return found if isinstance(found, str) else tuple(found)
+
+    completions = tuple(map(text, row["completions"]))
+    verdict = verdict_of(row["verdict"])
+    return PromptGroup(text(row["prompt"]), completions, verdict, id=row["id"], meta=row["meta"])
 
 
 def token_group(row: Row) -> TokenGroup:

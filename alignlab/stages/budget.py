@@ -18,6 +18,7 @@ from alignlab.engine.fitting import SHARE, Trial, largest, reserved
 from alignlab.engine.memory import highest_resident, room
 from alignlab.errors import TrainingError
 from alignlab.files import write_atomically
+from alignlab.images import images_of
 from alignlab.models.identity import identity
 from alignlab.run import content_key
 from alignlab.stages.session import cache_of
@@ -179,4 +180,6 @@ def _key(
         "head": head,
         "row": [len(row.prompt), *map(len, row.completions)],
     }
+    if shown := len(images_of(row.meta)):
+        decides["images"] = shown
     return content_key(decides)

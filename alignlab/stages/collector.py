@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from alignlab.run import Run
     from alignlab.stages.annotate import Annotate
     from alignlab.stages.annotations import Collected
+    from alignlab.stages.judges import Judges
 
     Sampled = tuple[PromptGroup, TokenGroup, Sequence[str]]
     Ranked = tuple[PromptGroup, TokenGroup]
@@ -43,7 +44,7 @@ class Collector:
     dealt: Dealt
     tokenization: Tokenization
     collected: Collected
-    judges: tuple[str, ...] = ()  # views with a head, where they judge in the annotator's place
+    judges: Judges | None = None  # reward runs, where they judge in the annotator's place
 
     def collect(self, groups: Sequence[PromptGroup]) -> list[Ranked]:
         """Completions and a verdict for each of ``groups``; every process knows all."""
@@ -58,9 +59,9 @@ class Collector:
             stage.seed,
             keep=self.collected.keep,
         )
-        mine = [*zip(workers.share(groups), rollout.groups, rollout.completions, strict=True)]
+        mine = [*zip(workers.share(groups), rollout.groups, rollout.said, strict=True)]
         if self.judges:
-            out = workers.whole(self._scored(mine))
+            out = workers.whole(self._scored(self.judges, mine))
         elif limited(stage.annotator):
             out = self._ranked_by_main(workers.whole(mine))
         else:
@@ -97,11 +98,15 @@ class Collector:
         annotator: Annotates = build(self.stage.annotator)
         return annotator
 
-    def _scored(self, sampled: Sequence[Sampled]) -> list[Ranked]:
+    def _scored(self, judges: Judges, sampled: Sequence[Sampled]) -> list[Ranked]:
         """Verdicts of the reward runs, which all processes ask together."""
+
+        def asked() -> list[PromptGroup]:
+            return [replace(group, completions=tuple(said)) for group, _, said in sampled]
+
         tokens = [token for _, token, _ in sampled]
         with served(self.dealt.backbone):
-            members = [self.dealt.scores(view, tokens) for view in self.judges]
+            members = [judges.scores(name, tokens, asked) for name in judges.names]
         out = []
         for place, (group, token, texts) in enumerate(sampled):
             each = torch.tensor([member[place] for member in members])

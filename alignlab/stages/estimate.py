@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from alignlab.capacity.workload import Decode, Model, Update, Workload
 from alignlab.data.batch import TokenBatch
 from alignlab.stages.anchors import anchor_of
-from alignlab.stages.stage import Estimate
+from alignlab.stages.stage import Estimate, filling
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from alignlab.data.batch import Batch
     from alignlab.engine.optimizer import Optimizer
     from alignlab.models.load import BackboneConfig
     from alignlab.rollout.sampling import Sampling
+    from alignlab.spec import Spec
     from alignlab.stages.annotate import Annotate
+    from alignlab.stages.continued_pretrain import ContinuedPretrain
+    from alignlab.stages.online_stage import Online
     from alignlab.stages.preference import Preference
     from alignlab.stages.reward import Reward
     from alignlab.stages.sft import SFT
+    from alignlab.stages.stage import Stage
+
+    Trainer: TypeAlias = SFT | ContinuedPretrain | Reward | Preference | Online
 
 
 def shown_tokens(batch: Batch, steps: int | None, *, prompts: float, per_prompt: int) -> int:
@@ -42,29 +49,51 @@ def update_of(batch: Batch, tokens: float, *, group: int, prompt: int, completio
     )
 
 
-def averages(stage: SFT | Reward | Preference, cache: Path) -> int:
+def averages(stage: Trainer, cache: Path) -> int:
     """Copies of the trained weights that are kept in float32: average, best ones, reference.
 
-    And what an anchor compares with. For adapters that may be as large as the matrices that they
-    adapt, counted in copies of the adapter.
+    And what an anchor compares with (`anchor_copies`).
+    """
+    moving = getattr(stage, "reference_moves", None) is not None
+    stopping = getattr(stage, "early_stopping", None) is not None
+    own = (stage.optimizer.ema is not None) + stopping + moving
+    return own + anchor_copies(stage.anchor, stage.backbone, cache)
+
+
+def anchor_copies(spec: Spec | None, backbone: BackboneConfig, cache: Path) -> int:
+    """Copies of one view's trained weights that an anchor compares with.
+
+    For adapters that may be as large as the matrices that they adapt, counted in copies of the
+    adapter.
     """
     from alignlab.models.memory import parameter_counts
 
-    moving = getattr(stage, "reference_moves", None) is not None
-    own = (stage.optimizer.ema is not None) + (stage.early_stopping is not None) + moving
-    anchor = anchor_of(getattr(stage, "anchor", None))
+    anchor = anchor_of(spec)
     if anchor is None:
-        return own
-    if not (anchor.of_matrices and stage.backbone.adapter.shares_base):
-        return own + anchor.copies
-    total, trained = parameter_counts(stage.backbone, cache)
-    return own + 1 + -(-total // trained)
+        return 0
+    if not (anchor.of_matrices and backbone.adapter.shares_base):
+        return anchor.copies
+    total, trained = parameter_counts(backbone, cache)
+    return 1 + -(-total // trained)
 
 
-def starting_views(stage: SFT | Reward | Preference) -> int:
+def starting_views(stage: Trainer) -> int:
     """Views of the starting model that an anchor holds beside the trained one."""
-    anchor = anchor_of(getattr(stage, "anchor", None))
+    anchor = anchor_of(stage.anchor)
     return int(anchor is not None and anchor.holds_start)
+
+
+def apart_behind(inputs: Mapping[str, Stage], cache: Path) -> tuple[int, int]:
+    """How many reward stages make models that stand apart, and the bytes of all these."""
+    from alignlab.models.memory import parameter_counts
+
+    count = size = 0
+    for judge in (inputs[name] for name in filling("reward", inputs)):
+        if getattr(judge, "apart", False):  # a matrix may be stored in two bytes; this is the most
+            count += 1
+            backbone = getattr(judge, "backbone", None)  # a function has none
+            size += 4 * parameter_counts(backbone, cache)[0] if backbone is not None else 0
+    return count, size
 
 
 def offline_estimate(
@@ -76,11 +105,16 @@ def offline_estimate(
     shown: float,
     logits: bool = True,
     scored: int = 0,
+    rows: bool = False,
 ) -> Estimate:
-    """Training on ``shown`` annotated prompts with ``each`` completions, at the length limits."""
-    size = made.max_prompt + each * made.max_completion
+    """Training on ``shown`` annotated prompts with ``each`` completions, at the length limits.
+
+    In ``rows`` every completion has a prompt of its own beside it (encoders).
+    """
+    prompts = each if rows else 1
+    size = prompts * made.max_prompt + each * made.max_completion
     tokens = shown_tokens(stage.batch, stage.steps, prompts=shown, per_prompt=size)
-    prompt = made.max_prompt
+    prompt = 0 if rows else made.max_prompt
     update = update_of(stage.batch, tokens, group=size, prompt=prompt, completions=each)
     return training_estimate(
         stage.backbone,
@@ -155,10 +189,10 @@ def decode_of(
 
 def model_of(backbone: BackboneConfig, cache: Path) -> Model:
     """Sizes of the base model and of what is trained on it."""
-    from alignlab.models.memory import base_shapes, dimensions_of
+    from alignlab.models.memory import adapted_sizes, dimensions_of
 
     dimensions = dimensions_of(backbone, cache)
-    sizes = backbone.adapter.sizes(base_shapes(backbone, cache), dimensions)
+    sizes = adapted_sizes(backbone, cache)
     return Model(
         dimensions=dimensions,
         adapter=sizes.trained,
@@ -167,4 +201,10 @@ def model_of(backbone: BackboneConfig, cache: Path) -> Model:
         dtype=backbone.dtype,
         checkpointing=backbone.gradient_checkpointing,
         packed=sizes.packed,
+        zero=backbone.adapter.zero[0],
+        freed=sizes.freed,
+        kept=sizes.kept,
+        drops=sizes.rank > 0 and getattr(backbone.adapter, "dropout", 0.0) > 0,
+        still=sizes.still,
+        reached=sizes.reached,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone
     from alignlab.rollout.rollout import Rollout
+    from alignlab.rollout.thoughts import Thought
     from alignlab.run import Run
     from alignlab.stages.online import Scorer
 
@@ -39,12 +41,13 @@ class Evaluate(Stage):
     per prompt and keeps the one with the highest proxy reward; its KL is at most log n − (n−1)/n.
     """
 
-    version: ClassVar[int] = 5  # decoding rounds otherwise
+    version: ClassVar[int] = 6  # decoding rounds otherwise
     kind: ClassVar[str] = "evaluate"
     together: ClassVar[bool] = True
+    sees: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         "policy": Role((*POLICY_KINDS, "pretrain")),
-        "reference": Role(("sft", "pretrain", "merge")),
+        "reference": Role(("sft", "continued_pretrain", "pretrain", "merge")),
         "reward": Role(("reward",), optional=True, many=True),
     }
 
@@ -80,7 +83,8 @@ class Evaluate(Stage):
         workers = engine.workers()
         run = workers.own(run)
         backbone, scorer = self.opened(inputs, run, engine)
-        tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
+        limits = self.max_prompt, self.max_completion
+        tokenization = Tokenization(backbone.tokenizer, *limits, processor=backbone.processor)
         data = build(self.data)
         groups = data.load(self.split)[: self.prompts]
         keep_card(data, run)
@@ -95,7 +99,8 @@ class Evaluate(Stage):
             keep=rollout_file(run.state_dir, workers.rank),
         )
         with served(backbone):
-            mine = self.rows(workers.share(groups), rollout, self.measured(dealt, scorer, rollout))
+            found = self.measured(dealt, scorer, rollout, tokenization)
+            mine = self.rows(workers.share(groups), rollout, found)
             rows = [row for part in workers.whole(mine) for row in part]
             nll = self.forgetting(dealt, groups, tokenization)
         if workers.is_main:
@@ -104,7 +109,7 @@ class Evaluate(Stage):
         for row in rows:
             run.sample(row)
         summary = means(rows, ("gold", "audit", "proxy", "kl", "tokens", "finished"))
-        summary["reference_nll"] = nll
+        summary |= {**thinking_summary(rows), "reference_nll": nll}
         summary["reference_gold"] = self.reference_gold(groups)
         policy = inputs["policy"].record
         tokens = int(sum(workers.gather(rollout.tokens)))
@@ -136,7 +141,8 @@ class Evaluate(Stage):
         backbone.add("policy", source=inputs["policy"].model_dir, trainable=False)
         backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
         rewards = [inputs[name] for name in filling("reward", inputs)]
-        return backbone, Scorer(backbone, rewards, None, engine, self.ensemble)
+        texts = cache(lambda: build(self.data).load(self.split)[: self.prompts])
+        return backbone, Scorer(backbone, rewards, None, engine, self.ensemble, texts=texts)
 
     def name(self, policy: str) -> str:
         """Short name for tables: that of the policy, or of the control that it is sampled for."""
@@ -144,31 +150,34 @@ class Evaluate(Stage):
             return policy
         return f"best of {self.best_of}" + ("" if policy == "SFT" else f" ({policy})")
 
-    def measured(self, dealt: Dealt, scorer: Scorer, rollout: Rollout) -> Measured:
+    def measured(
+        self, dealt: Dealt, scorer: Scorer, rollout: Rollout, tokenization: Tokenization
+    ) -> Measured:
         """What models say of this process's samples; every process asks all of them.
 
         Log-ratios log π − log π_ref are of whole sequences, both by the same forward pass. What
         best of n keeps is no sample of a policy whose log-ratio would be a KL.
         """
-        import torch
+        from alignlab.rollout.thoughts import thoughts_of
 
         groups, proxy, kl = rollout.groups, None, None
-        if scorer.views:
-            members = [[*chain(*dealt.scores(name, groups))] for name in scorer.views]
-            proxy = self.ensemble(torch.tensor(members)).numpy()
+        if scorer.judges.names:
+            proxy = scorer(rollout).numpy()
         if self.best_of == 1:
             temperature = self.sampling.temperature or 1.0
             policy = chain(*dealt.logps("policy", groups, temperature))
             reference = chain(*dealt.logps("reference", groups, temperature))
             pairs = zip(policy, reference, strict=True)
             kl = [float((a.astype(float) - b.astype(float)).sum()) for a, b in pairs]
-        return Measured(proxy, kl)
+        return Measured(proxy, kl, thoughts_of(rollout, tokenization))
 
     def rows(
         self, groups: Sequence[PromptGroup], rollout: Rollout, measured: Measured
     ) -> list[list[dict[str, object]]]:
         """For each prompt one mapping per kept sample, as the report reads them."""
-        from alignlab.rewards.annotator import prompt_text
+        from alignlab.data.thinking import split
+        from alignlab.rewards.reward import known_of, prompt_text
+        from alignlab.rewards.thinking import graded
 
         if not groups:
             return []
@@ -176,21 +185,22 @@ class Evaluate(Stage):
         kept = list(range(len(groups) * per))
         if self.best_of > 1 and proxy is not None:
             kept = best_indices(proxy, self.best_of)
-        texts = [t for group in rollout.completions for t in group]
+        texts = [*chain(*rollout.said)]
         lengths = [len(c) for g in rollout.groups for c in g.completions]
         finished = list(rollout.finished)
         chosen = [groups[i // per] for i in kept]
         prompts = [prompt_text(g) for g in chosen]
         completions = [texts[i] for i in kept]
-        meta = [g.meta for g in chosen]
-        gold = build(self.gold).score(prompts, completions, meta)
-        audit = build(self.audit).score(prompts, completions, meta) if self.audit else None
+        scored = (prompts, completions, [known_of(g) for g in chosen])
+        gold = graded(build(self.gold), *scored)
+        audit = graded(build(self.audit), *scored) if self.audit else None
         rows: list[dict[str, object]] = [
             {
                 "prompt_id": chosen[k].id,
                 "prompt": prompts[k],
                 "sample": k % self.samples,
-                "completion": completions[k],
+                "completion": split(completions[k]).answer,
+                **measured.thoughts[i].columns(),
                 "tokens": lengths[i],
                 "finished": bool(finished[i]),
                 "gold": float(gold[k]),
@@ -223,20 +233,22 @@ class Evaluate(Stage):
         """Mean gold reward of the data's own answers: an anchor for the gold of the policies."""
         from alignlab.rewards.annotator import prompt_text
         from alignlab.rewards.judge.annotator import reference_of
+        from alignlab.rewards.reward import known_of
 
         known = [(group, text) for group in groups if (text := reference_of(group))]
         if not known:
             return None
         prompts = [prompt_text(group) for group, _ in known]
         scores = build(self.gold).score(
-            prompts, [text for _, text in known], [group.meta for group, _ in known]
+            prompts, [text for _, text in known], [known_of(group) for group, _ in known]
         )
         return float(sum(float(score) for score in scores) / len(known))
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampled tokens at the length limit."""
-        from alignlab.stages.estimate import decode_of, sampling_estimate
+        from alignlab.stages.estimate import apart_behind, decode_of, sampling_estimate
 
+        others, apart = apart_behind(inputs, cache)
         each = self.samples * self.best_of
         rows, rewards = self.prompts * each, len(filling("reward", self.inputs))
         group = self.max_prompt + each * self.max_completion
@@ -245,7 +257,8 @@ class Evaluate(Stage):
             self.backbone,
             cache,
             tokens=rows * self.sampling.max_new_tokens,
-            frozen=2 + rewards,
+            frozen=2 + rewards - others,
+            apart=apart,
             decode=decode_of(self.sampling, rows, self.max_prompt),
             scored=scorers * self.prompts * group,
             group=group,
@@ -259,6 +272,13 @@ class Measured:
 
     proxy: np.ndarray | None
     kl: Sequence[float] | None
+    thoughts: Sequence[Thought]
+
+
+def thinking_summary(rows: Sequence[Mapping[str, object]]) -> dict[str, float | None]:
+    """Mean tokens of thoughts and the share of them that were cut off; nothing without any."""
+    thoughts = [row for row in rows if "thinking" in row]
+    return means(thoughts, ("thinking_tokens", "thinking_cut")) if thoughts else {}
 
 
 def best_indices(scores: np.ndarray, n: int) -> list[int]:

@@ -38,6 +38,7 @@ def finish_training(
         params_trained=trained,
         template=template_hash(backbone.tokenizer),
         updates=result.steps,
+        **({} if result.best_step is None else {"best_step": result.best_step}),
         **counts,
         tokens_trained=result.tokens,
         flops=training_flops(total, trained, result.tokens) + 2.0 * total * forward_tokens,

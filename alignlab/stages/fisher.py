@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from alignlab import interruption
 from alignlab.data.pack import flatten
 from alignlab.data.template import Tokenization
 from alignlab.errors import ConfigError, DataError
-from alignlab.spec import build
+from alignlab.models.auto import encodes
+from alignlab.spec import Spec, build
 from alignlab.stages.sft import demonstrations
 
 if TYPE_CHECKING:
@@ -23,18 +25,35 @@ if TYPE_CHECKING:
     from alignlab.stages.anchors import EWC
 
 
-def fisher(anchor: EWC, scene: Scene, changes: Sequence[Change]) -> list[Tensor]:
+@dataclass(frozen=True)
+class Asked:
+    """Of which data the information is asked for; `EWC` says the same of itself."""
+
+    data: Spec
+    split: str
+    rows: int
+    labels: Literal["data", "sampled"]
+    max_prompt: int
+    max_completion: int
+
+
+def fisher(anchor: EWC | Asked, scene: Scene, changes: Sequence[Change]) -> list[Tensor]:
     """``F_j = Σ_n (∂ log p(y_n|x_n) / ∂θ_j)² / Σ_n |y_n|`` for every change, in float32.
 
     Processes share the rows. Dividing by tokens and not by rows makes it the curvature of the
     negative log-likelihood per token, the unit of the SFT loss.
     """
+    if encodes(scene.backbone.model_config):
+        raise ConfigError(
+            "anchor: an encoder predicts no tokens, and the Fisher information is that of their "
+            "likelihood. Hold its weights alike, with anchor l2sp."
+        )
     workers, groups = scene.engine.workers(), rows_of(anchor, scene)
     weights = [change.weight for change in changes]
     for change in changes:
         if not change.weight.is_floating_point():
             raise ConfigError(
-                f"anchor: the matrix of {change.name} is quantised and has no gradient, which the "
+                f"The matrix of {change.name} is quantised and has no gradient, which the "
                 "Fisher information is made of. Use another adapter, L2-SP, or distillation."
             )
     sums = [torch.zeros(w.shape, dtype=torch.float32, device=w.device) for w in weights]
@@ -52,7 +71,7 @@ def fisher(anchor: EWC, scene: Scene, changes: Sequence[Change]) -> list[Tensor]
     return [workers.sum(place) / tokens for place in sums]
 
 
-def rows_of(anchor: EWC, scene: Scene) -> list[TokenGroup]:
+def rows_of(anchor: EWC | Asked, scene: Scene) -> list[TokenGroup]:
     """The rows that the information is about, with the labels asked for."""
     from alignlab.rollout.rollout import sample_rollout
     from alignlab.rollout.sampling import Sampling

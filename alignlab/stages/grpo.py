@@ -35,7 +35,7 @@ class GRPO(Online):
     arXiv:2402.03300, eq. 3). ``ratio`` gives ρ: one per token; one per completion (``sequence``:
     RLOO, whose action is the whole completion; then Σ_t ρ_t A_i becomes |o_i| times the
     completion's term and both agree at ρ = 1), or its |o_i|-th root (``sequence_mean``: GSPO,
-    arXiv:2507.18071 eq. 5 and 7); or clipped as a constant weight of A log π (``token_weight``:
+    arXiv:2507.18071 eq. 5); or clipped as a constant weight of A log π (``token_weight``:
     CISPO, arXiv:2506.13585 eq. 4). ``advantage`` gives A (``group_std``: GRPO, ``group_mean``:
     Dr.GRPO, ``leave_one_out``: RLOO; over the tokens of the rollout ``whitened``: REINFORCE++,
     arXiv:2501.03262, ``group_whitened``: the same of the group's mean advantage); ``normalizer``
@@ -96,13 +96,13 @@ class GRPO(Online):
         """Alternate sampling and updates until ``iterations`` are done."""
         from alignlab.stages.budget import fit_online
         from alignlab.stages.grpo_work import GRPOWork
-        from alignlab.stages.online import Scorer
+        from alignlab.stages.online import scorer_of
 
         at = self.opened(inputs, run, engine, whole=self.ratio.startswith("sequence"))
         run, backbone, prompts = at.run, at.backbone, at.prompts
         if self.kl_coef > 0:
             backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
-        scorer = Scorer(backbone, at.rewards, self.reward, engine, self.ensemble, self.monitor)
+        scorer = scorer_of(self, at, engine)
         step = -(-self.rollout_batch // self.updates)
         engine = fit_online(
             engine, backbone, ["policy"], prompts, self, run, completions=self.group, step=step
@@ -136,8 +136,16 @@ class GRPO(Online):
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampling plus ``updates`` passes over the same tokens."""
-        from alignlab.stages.estimate import decode_of, training_estimate, update_of
+        from alignlab.stages.estimate import (
+            apart_behind,
+            averages,
+            decode_of,
+            starting_views,
+            training_estimate,
+            update_of,
+        )
 
+        others, apart = apart_behind(inputs, cache)
         per = self.max_prompt + self.group * self.max_completion
         tokens = self.iterations * self.rollout_batch * per
         scorers = len(filling("reward", self.inputs)) + (self.kl_coef > 0)
@@ -149,9 +157,10 @@ class GRPO(Online):
             tokens=tokens,
             forward_tokens=3 * tokens,
             update=update_of(small, tokens, group=per, prompt=prompt, completions=self.group),
-            frozen=scorers,
+            frozen=scorers + starting_views(self) - others,
+            apart=apart,
             scored=scorers * tokens,
             decode=decode_of(self.sampling, rows, prompt, times=self.iterations, live=True),
-            averages=int(self.optimizer.ema is not None),
+            averages=averages(self, cache),
             optimizer=self.optimizer,
         )

@@ -22,7 +22,7 @@ class Imitate:
     The ``best`` ones of each prompt, in the order of the verdict, that pass the filters. ``best=1``
     of n samples is best-of-n distillation (RAFT, Dong et al. 2023, arXiv:2304.06767); all that
     score ``least`` or more, each answer once, beside the demonstrations of the data, is
-    rejection-sampling fine-tuning (RFT, Yuan et al. 2023, arXiv:2308.01825 §3.3); the same in
+    rejection-sampling fine-tuning (RFT, Yuan et al. 2023, arXiv:2308.01825); the same in
     rounds is expert iteration (ReST-EM, Singh et al. 2023, arXiv:2312.06585).
     """
 

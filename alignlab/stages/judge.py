@@ -31,7 +31,7 @@ class Judge(Stage):
     """Win rate of the samples of one evaluation against those of another, by a judge.
 
     Samples of the same prompt meet, both orders are asked, and a win needs both orders to agree;
-    otherwise the match is a tie (Zheng et al. 2023, arXiv:2306.05685, §3.4). Without an
+    otherwise the match is a tie (Zheng et al. 2023, arXiv:2306.05685). Without an
     ``opponent`` the data's reference answers are it. What the judge said is kept in the store's
     cache as it comes, so an interrupted judging goes on where it stopped.
     """

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from alignlab.errors import ConfigError
+from alignlab.errors import ConfigError, did_you_mean
 from alignlab.spec import Spec, function, late
 from alignlab.stages.stage import START_KINDS, Estimate, Role, Stage, filling
 from alignlab.typed import Range
@@ -40,6 +40,8 @@ class Merge(Stage):
         "model": Role(START_KINDS, many=True),
         "base": Role(START_KINDS, optional=True),
     }
+    heads: ClassVar[bool] = False  # whether the models have scalar heads
+    importances: ClassVar[bool] = False  # whether it measures what each weight matters
 
     rule: Spec
     weights: tuple[float, ...] | None
@@ -49,12 +51,17 @@ class Merge(Stage):
         """As many weights as models, of use to the rule, and no base that it does not look at."""
         models = filling("model", self.inputs)
         needs = list(late(self.rule))
+        if ("importances" in needs) != self.importances:
+            raise ConfigError(
+                f"rule: {self.rule.target} and weights by their Fisher information go together:"
+                " stage merge_fisher with rule alignlab.models.merging_fisher.fisher."
+            )
         if needs[0] in _TWO and len(models) != 2:
             raise ConfigError(
                 f"inputs: {self.rule.target} merges two models, and {len(models)} are given; name "
                 "them as model and model/1."
             )
-        if "base" in self.inputs and needs[0] not in _NEED_BASE:
+        if "base" in self.inputs and not looks_at_changes(self.rule):
             raise ConfigError(
                 f"inputs.base: {self.rule.target} looks at the models alone. Take it out, or name "
                 "it as one of the models."
@@ -102,9 +109,10 @@ class Merge(Stage):
         """Write the merged model; what it is made of goes to the record."""
         import torch
 
-        from alignlab.models.merge import write_merged
+        from alignlab.models.merge import write_head, write_merged
         from alignlab.models.merge_sources import opened
         from alignlab.models.templates import require_same_template
+        from alignlab.rewards.apart import carry_reading
         from alignlab.stages.session import cache_of
 
         run = engine.workers().own(run)
@@ -112,11 +120,16 @@ class Merge(Stage):
         records = [inputs[name].record for name in names]
         for name, record in zip(names, records, strict=True):
             require_same_template(records[0]["template"], record["template"], inputs[name].name)
-        models = [opened(inputs[name].model_dir) for name in names]
-        base = opened(inputs["base"].model_dir) if "base" in inputs else None
+        models = [opened(inputs[name].model_dir, head=self.heads) for name in names]
+        with_head = self.heads and looks_at_changes(self.rule)
+        base = opened(inputs["base"].model_dir, head=with_head) if "base" in inputs else None
         merger = self.merger(torch.tensor(self.weights or [1.0] * len(models)))
+        merger = replace(merger, importances=self.weighed(inputs, run, engine))
         with torch.no_grad():
             made = write_merged(merger, models, base, self.rank, cache_of(run), run.model_dir)
+            if self.heads:
+                write_head(merger, models, base, run.model_dir)
+                carry_reading([inputs[name].model_dir for name in names], run.model_dir)
         run.update_record(
             label=self.label or self.name(),
             merged={name: source.name for name, source in inputs.items()},
@@ -126,6 +139,12 @@ class Merge(Stage):
             params_total=records[0].get("params_total"),
             summary=made,
         )
+
+    def weighed(
+        self, inputs: Mapping[str, Run], run: Run, engine: Engine
+    ) -> Sequence[Mapping[str, Tensor]]:
+        """How much every weight matters to every model, by the names of tensors; here nothing."""
+        return ()
 
     def merger(self, weights: Tensor) -> Merger:
         """The rule with its settings."""
@@ -160,6 +179,20 @@ class Merge(Stage):
             flops=float(4 * len(inputs) * sum(sizes)),
             memory_bytes=4 * (trained + at_once),
         )
+
+
+def require_role(name: str, models: Sequence[str], field: str) -> None:
+    """Refuse a name that is no input of a merge."""
+    if name not in models:
+        raise ConfigError(
+            f"{field}.{name}: no such model; there are {', '.join(models)}."
+            + did_you_mean(name, models)
+        )
+
+
+def looks_at_changes(rule: Spec) -> bool:
+    """Whether a rule works on what the models changed of a base."""
+    return next(iter(late(rule))) in _NEED_BASE
 
 
 def backbone_of(stage: Stage) -> BackboneConfig | None:

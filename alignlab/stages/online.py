@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from alignlab.data.group import NONE
 from alignlab.data.pack import flatten
 from alignlab.data.sources.source import policy_prompts
 from alignlab.engine.dealt import Dealt
 from alignlab.engine.stopping import together
 from alignlab.engine.work import Micro
 from alignlab.errors import ConfigError
+from alignlab.rewards.reward import known_of
+from alignlab.rewards.thinking import graded
+from alignlab.rollout.thoughts import Thought, thoughts_of
 from alignlab.spec import Spec, build
+from alignlab.stages.judges import Judges
 from alignlab.stages.session import Metrics, inspect, keep_card, parts
 
 if TYPE_CHECKING:
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from alignlab.data.gate.limits import Limits
-    from alignlab.data.group import TokenGroup
+    from alignlab.data.group import PromptGroup, TokenGroup
     from alignlab.data.sources.source import Source
     from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from alignlab.rollout.rollout import Rollout
     from alignlab.rollout.sampling import Sampling
     from alignlab.run import Run
+    from alignlab.stages.online_stage import Online, Setting
     from alignlab.stages.outside import Gaps, Outside
     from alignlab.tensors import FlatBatch
 
@@ -52,9 +58,9 @@ class Experience:
     reference: list[Tensor]  # C × (L,) under the reference; empty where no term needs it
     tokens: dict[str, list[Tensor]] = field(default_factory=dict)  # C × (L,): advantages, values …
     monitored: Tensor | None = None  # (C,) a reward that is watched and trains nothing
-    outside: Gaps | None = (
-        None  # of rollouts by another sampler; tokens["importance"] corrects them
-    )
+    # Of rollouts by another sampler; tokens["importance"] corrects them.
+    outside: Gaps | None = None
+    thoughts: list[Thought] = field(default_factory=list)  # (C,)
 
     @property
     def lengths(self) -> Tensor:
@@ -79,7 +85,8 @@ def prompts_of(
 
     Prompts that are evaluated on must not be among them.
     """
-    groups = [g.keep([]) for g in policy_prompts(data, most)]
+    found = policy_prompts(data, most)
+    groups = [replace(group.keep([]), meta=known_of(group)) for group in found]
     prompts = tokenization.prompts(groups)
     held_out = {name: data.load(name) for name in ("validation", "test")}
     inspect(groups, prompts, tokenization, run, need="prompt", limits=limits, held_out=held_out)
@@ -97,10 +104,24 @@ def require_prompts_for_all(engine: Engine, rollout_batch: int) -> None:
         )
 
 
+def scorer_of(stage: Online, at: Setting, engine: Engine) -> Scorer:
+    """What scores the rollouts of an online stage."""
+    return Scorer(
+        at.backbone,
+        at.rewards,
+        stage.reward,
+        engine,
+        stage.ensemble,
+        stage.monitor,
+        texts=cache(partial(policy_prompts, at.data, stage.prompts)),
+    )
+
+
 class Scorer:
     """Reward of sampled completions: learned runs if there are any, else a reward function.
 
     ``monitor`` is one more reward that is measured on the same completions and trains nothing.
+    ``texts`` gives the prompts as texts, by row: what a reward run that stands apart reads.
     """
 
     def __init__(
@@ -111,31 +132,37 @@ class Scorer:
         engine: Engine,
         ensemble: Ensemble,
         monitor: Spec | None = None,
+        texts: Callable[[], Sequence[PromptGroup]] = tuple,
     ) -> None:
         self.backbone, self.engine, self.ensemble = backbone, engine, ensemble
         self.function = build(spec) if not rewards and spec is not None else None
         self.monitor = build(monitor) if monitor is not None else None
-        self.views = [f"reward_{i}" if i else "reward" for i in range(len(rewards))]
-        for name, reward in zip(self.views, rewards, strict=True):
-            backbone.add(name, source=reward.model_dir, trainable=False, head=True)
+        runs = {f"reward_{i}" if i else "reward": run for i, run in enumerate(rewards)}
+        self.judges = Judges(backbone, runs, engine.workers(), engine.budget)
+        self.texts = texts
 
     def __call__(self, rollout: Rollout) -> Tensor:
         """Scores (C,) in the rollout's order."""
         if self.function is not None:
             return self._by(self.function, rollout)
-        return self.ensemble(torch.stack([self.member(name, rollout) for name in self.views]))
+        return self.ensemble(torch.stack([self.member(n, rollout) for n in self.judges.names]))
 
     def member(self, name: str, rollout: Rollout) -> Tensor:
         """Scores (C,) of one reward run."""
-        dealt = Dealt(self.backbone, self.engine.workers(), self.engine.budget)
-        return torch.tensor([*chain(*dealt.scores(name, rollout.groups))])
+        said = zip(rollout.groups, rollout.said, strict=True)
+
+        def texts() -> list[PromptGroup]:
+            prompts = self.texts()  # of all rows
+            return [replace(prompts[g.row], completions=c, verdict=NONE) for g, c in said]
+
+        return torch.tensor([*chain(*self.judges.scores(name, rollout.groups, texts))])
 
     def monitored(self, rollout: Rollout) -> Tensor | None:
         """Scores (C,) of the reward that is only watched, if there is one."""
         return None if self.monitor is None else self._by(self.monitor, rollout)
 
     def _by(self, reward: Reward, rollout: Rollout) -> Tensor:
-        scored = partial(reward.score, *rollout.per_completion())
+        scored = partial(graded, reward, *rollout.per_completion())
         return torch.from_numpy(together(self.engine.workers(), scored)).float()
 
 
@@ -186,16 +213,16 @@ def collect(
         per_prompt = [items[i : i + completions] for i in range(0, len(items), completions)]
         return [item for part in workers.whole(per_prompt) for item in part]
 
-    finished = torch.as_tensor(np.asarray(rollout.finished, dtype=bool).reshape(-1))
     watched = scorer.monitored(rollout)
     experience = Experience(
         groups=workers.whole(groups),
         scores=torch.tensor(everywhere(scorer(rollout).tolist())),
-        finished=torch.tensor(everywhere(finished.tolist())),
+        finished=torch.tensor(everywhere(np.asarray(rollout.finished, dtype=bool).tolist())),
         old=everywhere(old),
         reference=everywhere(ref),
         tokens={"importance": everywhere(importance)} if outside is not None else {},
         outside=gaps,
+        thoughts=everywhere(thoughts_of(rollout, tokenization)),
         monitored=None if watched is None else torch.tensor(everywhere(watched.tolist())),
     )
     return experience, rollout

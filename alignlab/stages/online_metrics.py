@@ -23,6 +23,12 @@ def rollout_metrics(experience: Experience) -> Metrics:
             int(experience.lengths.sum()),
         ),
     }
+    if thoughts := [one for one in experience.thoughts if one.text is not None]:
+        metrics |= {
+            "thinking_share": (len(thoughts), count),
+            "thinking_length": (sum(one.tokens for one in thoughts), len(thoughts)),
+            "thinking_cut": (sum(not one.closed for one in thoughts), len(thoughts)),
+        }
     if experience.monitored is not None:
         metrics["monitored_reward"] = (experience.monitored.double().sum(), count)
     if experience.reference:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from alignlab.errors import ConfigError
 from alignlab.rollout.vllm import check_rollout
 from alignlab.spec import Spec, function, late
+from alignlab.stages.anchors import require_anchor
 from alignlab.stages.online_stage import Online
 from alignlab.stages.stage import (
     START_KINDS,
@@ -33,8 +34,8 @@ class OnlinePreference(Online):
 
     In every iteration y₁ … y_k ~ π_θ(·|x) are sampled for fresh prompts and judged: by reward runs,
     a reward function or an annotator. Then L = mean over pairs of f(y_w, y_l), with any objective f
-    of ``alignlab.objectives``; with DPO's this is online DPO (Guo et al. 2024, arXiv:2402.04792
-    eq. 2 and algorithm 1, with one update per rollout; Xiong et al. 2024, arXiv:2312.11456, with
+    of ``alignlab.objectives``; with DPO's this is online DPO (Guo et al. 2024, arXiv:2402.04792,
+    with one update per rollout; Xiong et al. 2024, arXiv:2312.11456, with
     many). No gradient flows through the sampling. Prompts whose completions the judge does not tell
     apart are left out of the mean.
     """
@@ -73,6 +74,7 @@ class OnlinePreference(Online):
         if self.rollout is not None:
             reject_truncated_sampling(self.sampling)
         check_rollout(self.rollout, self.backbone.adapter)
+        require_anchor(self.anchor, "rollouts")
         self._check_objective()
 
     def _check_objective(self) -> None:
@@ -131,12 +133,21 @@ class OnlinePreference(Online):
         from alignlab.objectives.declaration import display_name
 
         arguments = ", ".join(f"{k}={v}" for k, v in self.objective.arguments.items())
-        return f"Online {display_name(function(self.objective))} ({arguments})"
+        called = f"Online {display_name(function(self.objective))}"
+        return f"{called} ({arguments})" if arguments else called
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampling, judging, and one pass over the completions that are compared."""
-        from alignlab.stages.estimate import decode_of, training_estimate, update_of
+        from alignlab.stages.estimate import (
+            apart_behind,
+            averages,
+            decode_of,
+            starting_views,
+            training_estimate,
+            update_of,
+        )
 
+        others, apart = apart_behind(inputs, cache)
         prompts, prompt = self.iterations * self.rollout_batch, self.max_prompt
         sampled = prompts * (prompt + self.completions * self.max_completion)
         per = prompt + self.kept * self.max_completion
@@ -150,9 +161,10 @@ class OnlinePreference(Online):
             tokens=shown,
             forward_tokens=3 * sampled,
             update=update_of(small, shown, group=per, prompt=prompt, completions=self.kept),
-            frozen=scorers,
+            frozen=scorers + starting_views(self) - others,
+            apart=apart,
             scored=scorers * sampled,
             decode=decode_of(self.sampling, rows, prompt, times=self.iterations, live=True),
-            averages=int(self.optimizer.ema is not None),
+            averages=averages(self, cache),
             optimizer=self.optimizer,
         )

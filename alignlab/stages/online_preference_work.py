@@ -13,7 +13,7 @@ from alignlab.data.order import step_rows
 from alignlab.engine.stopping import together
 from alignlab.rewards.shaping import missing_eos
 from alignlab.spec import build, function
-from alignlab.stages.online import Scorer, collect, shared_outputs
+from alignlab.stages.online import Scorer, collect, scorer_of, shared_outputs
 from alignlab.stages.online_metrics import rollout_metrics
 from alignlab.stages.pairing import best_and_worst, of_use, verdict_of_scores
 from alignlab.stages.reference import completion_sums, content
@@ -59,7 +59,7 @@ class Ranks(Scorer):
 
         assert self.stage.annotator is not None
         workers = self.engine.workers()
-        mine = list(zip(rollout.groups, rollout.completions, strict=True))
+        mine = list(zip(rollout.groups, rollout.said, strict=True))
         if limited(self.stage.annotator):  # its budget is one, so one process asks
             everything = workers.whole(mine)
             found = workers.from_main(self._ranked(everything) if workers.is_main else [])
@@ -80,7 +80,7 @@ def judge_of(stage: OnlinePreference, at: Setting, engine: Engine) -> Scorer:
 
     if stage.annotator is not None:
         return Ranks(stage, at, engine, policy_prompts(at.data, stage.prompts))
-    return Scorer(at.backbone, at.rewards, stage.reward, engine, stage.ensemble, stage.monitor)
+    return scorer_of(stage, at, engine)
 
 
 class LiveReference:

@@ -16,6 +16,7 @@ from alignlab.rewards.ensemble import Ensemble
 from alignlab.rollout.sampling import Sampling
 from alignlab.rollout.vllm import WHERE, check_rollout
 from alignlab.spec import Spec, build
+from alignlab.stages.anchors import anchored_online, require_anchor
 from alignlab.stages.stage import START_KINDS, Role, Stage, filling, reject_truncated_sampling
 from alignlab.typed import Range
 
@@ -59,9 +60,9 @@ class Online(Stage):
     makes a few updates on what it said.
     """
 
-    version: ClassVar[int] = 5  # decoding rounds otherwise
+    version: ClassVar[int] = 6  # decoding rounds otherwise
     unkeyed: ClassVar[frozenset[str]] = Stage.unkeyed | WHERE
-    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"rollout"})
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"rollout", "anchor"})
     together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         "init": Role(START_KINDS),
@@ -84,12 +85,14 @@ class Online(Stage):
     iterations: Annotated[int, Range(min=1)]
     optimizer: Optimizer
     missing_eos_score: float | None
+    anchor: Spec | None = None
 
     def validate(self) -> None:
         """A reward is named, and what samples can do what is asked of it."""
         self.require_reward()
         reject_truncated_sampling(self.sampling)
         check_rollout(self.rollout, self.backbone.adapter)
+        require_anchor(self.anchor, "rollouts")
 
     def require_reward(self) -> None:
         """Refuse a stage that nothing scores the completions of."""
@@ -159,8 +162,9 @@ class Online(Stage):
         from alignlab.engine.loop import train
         from alignlab.stages.finish import finish_training
 
+        start = inputs["init"].model_dir
         result = train(
-            work,
+            anchored_online(self.anchor, work, at.backbone, start, engine, self.seed),
             at.backbone,
             views,
             optimizer=self.optimizer,

@@ -27,7 +27,8 @@ class PPO(Online):
     Per token, r_t = −β(log π_old − log π_ref)_t + 1[t = T]·R; advantages by GAE, whitened over the
     rollout's tokens; loss = mean_t max(−Aρ, −A clip(ρ, 1±ε)) + c_v·½ mean_t max((V−G)², (V_c−G)²)
     with V_c the clipped value (Ziegler et al. 2019; details of Huang et al. 2024,
-    arXiv:2403.17031). The value view starts from the reward run, the first of several. A
+    arXiv:2403.17031). The value view starts from the reward run, the first of several (from
+    ``init``, with a fresh head, where that one is a model of its own, such as an encoder). A
     completion without EOS scores ``missing_eos_score`` (the EOS trick). With ``ptx_coef`` > 0
     the gradient of a language-modelling loss on demonstrations is added (PPO-ptx, InstructGPT
     eq. 2).
@@ -60,16 +61,17 @@ class PPO(Online):
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Alternate sampling and updates until ``iterations`` are done."""
         from alignlab.stages.budget import fit_online
-        from alignlab.stages.online import Scorer
+        from alignlab.stages.judges import value_source
+        from alignlab.stages.online import scorer_of
         from alignlab.stages.ppo_work import PPOWork
 
         at = self.opened(inputs, run, engine)
         run, backbone, prompts = at.run, at.backbone, at.prompts
         ptx = self.demonstrations(at, engine) if self.ptx_coef else ()
         backbone.add("reference", source=inputs["reference"].model_dir, trainable=False)
-        source = (at.rewards[0] if at.rewards else inputs["init"]).model_dir
+        source = value_source(at.rewards, inputs["init"]).model_dir
         backbone.add("value", source=source, trainable=True, head=True)
-        scorer = Scorer(backbone, at.rewards, self.reward, engine, self.ensemble, self.monitor)
+        scorer = scorer_of(self, at, engine)
         views = ["policy", "value"]
         step = -(-self.rollout_batch // self.minibatches)
         engine = fit_online(engine, backbone, views, prompts, self, run, completions=1, step=step)
@@ -113,8 +115,16 @@ class PPO(Online):
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampling plus ``ppo_epochs`` passes of policy and value over the same tokens."""
-        from alignlab.stages.estimate import decode_of, training_estimate, update_of
+        from alignlab.stages.estimate import (
+            anchor_copies,
+            apart_behind,
+            decode_of,
+            starting_views,
+            training_estimate,
+            update_of,
+        )
 
+        others, apart = apart_behind(inputs, cache)
         per = self.max_prompt + self.max_completion
         tokens = self.iterations * self.rollout_batch * per
         rewards = len(filling("reward", self.inputs))
@@ -127,11 +137,13 @@ class PPO(Online):
             forward_tokens=4 * tokens,
             update=update_of(small, shown, group=per, prompt=prompt, completions=1),
             trained=2,
-            frozen=1 + rewards,
+            frozen=1 + rewards + starting_views(self) - others,
+            apart=apart,
             scored=(2 + rewards) * tokens,
             decode=decode_of(
                 self.sampling, self.rollout_batch, prompt, times=self.iterations, live=True
             ),
             averages=int(self.optimizer.ema is not None),
+            starts=anchor_copies(self.anchor, self.backbone, cache),
             optimizer=self.optimizer,
         )

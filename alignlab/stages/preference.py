@@ -14,6 +14,7 @@ from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
 from alignlab.spec import Spec, function
 from alignlab.stages.anchors import anchored, require_anchor
+from alignlab.stages.generalization import both_sides, require_stopping
 from alignlab.stages.moving import Moves, MovingReference
 from alignlab.stages.stage import START_KINDS, Estimate, Role, Stage
 from alignlab.typed import Range
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from alignlab.stages.terms import Terms
 
 
+# What evaluations may give: of pairs or of single completions, with a reference or without.
+METRICS = (
+    *("loss", "accuracy", "margin", "chosen_logp", "rejected_logp", "chosen_length"),
+    *("rejected_length", "chosen_log_ratio", "rejected_log_ratio", "logp", "length", "log_ratio"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preference(Stage):
     """Train the policy with one offline objective: DPO, IPO, KTO, ORPO, SimPO and their kin.
@@ -39,7 +47,8 @@ class Preference(Stage):
     The objective's signature says what it needs (``alignlab.objectives.declaration``): pairs,
     single completions or whole prompts, a reference pass or none, statistics of the step or none.
     Nothing here asks for a method's name. The reference is the run behind the ``reference`` input,
-    which ``reference_moves`` lets follow the policy.
+    which ``reference_moves`` lets follow the policy. ``neftune_alpha`` disturbs the embeddings of
+    the passes that train, never the reference's or an evaluation's.
     """
 
     kind: ClassVar[str] = "preference"
@@ -49,7 +58,9 @@ class Preference(Stage):
         "reference": Role(START_KINDS, optional=True),
         "annotations": Role(("annotate",)),
     }
-    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"reference_moves", "anchor"})
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset(
+        {"reference_moves", "anchor", "neftune_alpha", "gap_rows"}
+    )
 
     backbone: BackboneConfig
     objective: Spec
@@ -62,6 +73,8 @@ class Preference(Stage):
     early_stopping: EarlyStopping | None
     reference_moves: Moves | None = None
     anchor: Spec | None = None
+    neftune_alpha: Annotated[float, Range(min=0, min_open=True)] | None = None
+    gap_rows: Annotated[int, Range(min=1)] | None = None
 
     def validate(self) -> None:
         """What the objective asks for: the run that it refers to, two prompts for a KL point."""
@@ -79,6 +92,7 @@ class Preference(Stage):
                 " reference; name the SFT stage there."
             )
         require_anchor(self.anchor)
+        require_stopping(self.early_stopping, self.evaluate_every, METRICS, self.gap_rows)
         if self.reference_moves is None:
             return
         if "reference" not in needs:
@@ -124,9 +138,10 @@ class Preference(Stage):
         if isinstance(reference, ReferenceLogps) and need.needs_kl_point:
             reference.prepare(all_mismatched(map(work.chosen, range(1, steps + 1)), groups))
 
-        def evaluate() -> dict[str, float]:
-            return terms.evaluate(backbone, held_out, engine) if held_out else {}
+        def measure(rows: Sequence[TokenGroup]) -> dict[str, float]:
+            return terms.evaluate(backbone, rows, engine) if rows else {}
 
+        evaluate = both_sides(measure, held_out, groups, self.gap_rows, self.seed)
         result = train(
             anchored(self.anchor, work, backbone, inputs["init"].model_dir),
             backbone,
@@ -183,6 +198,7 @@ class Preference(Stage):
             loss_of=terms.loss,
             statistics=statistics if terms.need.has_statistics else None,
             extra_of=terms.reference_logps if terms.reference else None,
+            neftune_alpha=self.neftune_alpha,
             memory=terms.reference if isinstance(terms.reference, MovingReference) else None,
         )
 
@@ -217,11 +233,12 @@ class Preference(Stage):
         """Short name for tables: what the objective calls itself, and its hyperparameters."""
         from alignlab.objectives.declaration import display_name
 
-        arguments = ", ".join(f"{k}={v}" for k, v in self.objective.arguments.items())
+        said = [f"{k}={v}" for k, v in self.objective.arguments.items()]
         called = display_name(function(self.objective))
-        moves = self.reference_moves
-        follows = "" if moves is None else f", reference moves {moves.weight:g} every {moves.every}"
-        return f"{'TR-' if moves else ''}{called} ({arguments}{follows})"
+        if moves := self.reference_moves:
+            called = f"TR-{called}"
+            said.append(f"reference moves {moves.weight:g} every {moves.every}")
+        return f"{called} ({', '.join(said)})" if said else called
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """The compared completions of every annotated prompt, at the length limits."""

@@ -11,6 +11,7 @@ import torch
 
 from alignlab.data.pack import flatten
 from alignlab.files import beside
+from alignlab.images import identity, images_of
 from alignlab.objectives.stable import segment_sum
 from alignlab.stages.session import parts
 
@@ -95,13 +96,15 @@ class ReferenceLogps:
 
 
 def content(group: TokenGroup) -> str:
-    """Hash of a group's token ids, and of what they leave out of the loss."""
+    """Hash of a group's token ids, of what they leave out of the loss, and of its images."""
     digest = hashlib.sha256(np.ascontiguousarray(group.prompt, dtype=np.int32).tobytes())
     for completion in group.completions:
         digest.update(b"|")
         digest.update(np.ascontiguousarray(completion, dtype=np.int32).tobytes())
     for mask in group.masks:
         digest.update(b"/" if mask is None else b"/" + np.packbits(mask).tobytes())
+    for image in images_of(group.meta):  # pictures of one size have the same tokens
+        digest.update(f"#{identity(image)}".encode())
     return digest.hexdigest()
 
 

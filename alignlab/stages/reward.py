@@ -12,8 +12,11 @@ from alignlab.data.batch import Batch
 from alignlab.engine.optimizer import Optimizer
 from alignlab.engine.stopping import EarlyStopping
 from alignlab.errors import ConfigError, DataError
+from alignlab.models.encoders import Pooling
 from alignlab.models.load import BackboneConfig
 from alignlab.spec import Spec, function
+from alignlab.stages.anchors import anchored, require_anchor
+from alignlab.stages.generalization import both_sides, require_stopping, summary_of
 from alignlab.stages.stage import Estimate, Role, Stage
 from alignlab.typed import Range
 
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
 
     from alignlab.data.group import TokenGroup
     from alignlab.engine.distributed import Engine
+    from alignlab.engine.work import Work
     from alignlab.models.backbone import Backbone, View
+    from alignlab.rewards.apart import Encodes
     from alignlab.run import Run
     from alignlab.stages.session import Metrics, Packed
     from alignlab.tensors import GroupScores, TargetScores
@@ -40,17 +45,21 @@ class Reward(Stage):
     With ``pairs: shuffled`` every pair is an element of its own and all are shuffled together, so
     one pass over them takes up to K − 1 gradient steps on a completion: InstructGPT found that a
     single epoch overfits that way.
-    The score is read at the completion's last token. After training, gain and bias are set so that
-    the scores of the annotated completions have mean 0 and standard deviation 1 (Ziegler et al.
-    2019), and a KL coefficient means the same for every reward model.
+    The score is read at the completion's last token. Without ``init`` the model is the backbone's
+    own, of whatever family, and reads texts with its own tokenizer; so do encoders, whose score is
+    read at the first token ([CLS]) or the mean of all (``pooling``). After training, gain and bias
+    are set so that the scores of the annotated completions have mean 0 and standard deviation 1
+    (Ziegler et al. 2019), and a KL coefficient means the same for every reward model.
     """
 
     kind: ClassVar[str] = "reward"
     together: ClassVar[bool] = True
+    encodes: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
-        "init": Role(("sft", "pretrain", "merge")),
+        "init": Role(("sft", "continued_pretrain", "pretrain", "merge", "reward"), optional=True),
         "annotations": Role(("annotate",)),
     }
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"anchor", "gap_rows", "pooling"})
 
     backbone: BackboneConfig
     objective: Spec
@@ -62,9 +71,22 @@ class Reward(Stage):
     normalize: bool
     evaluate_every: Annotated[int, Range(min=0)]
     early_stopping: EarlyStopping | None
+    anchor: Spec | None = None
+    gap_rows: Annotated[int, Range(min=1)] | None = None
+    pooling: Pooling | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether its model reads texts with a tokenizer of its own."""
+        return "init" not in self.inputs
 
     def validate(self) -> None:
-        """Scores that are learned by themselves have no pairs to shuffle."""
+        """An anchor holds weights; scores that are learned by themselves have no pairs."""
+        require_anchor(self.anchor, "scores")
+        if self.anchor is not None and "init" not in self.inputs:
+            raise ConfigError("anchor: without inputs.init there is nothing to be held to.")
+        names = ("accuracy", "margin", "loss")
+        require_stopping(self.early_stopping, self.evaluate_every, names, self.gap_rows)
         if self.pairs == "shuffled" and learns_scores(self.objective) is not None:
             raise ConfigError(
                 f"pairs=shuffled: {self.objective.target} learns the score of every completion by"
@@ -74,26 +96,22 @@ class Reward(Stage):
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Train the scalar head and its backbone on the annotated rankings."""
         from alignlab.engine.loop import train
-        from alignlab.stages.annotate import require_own_template, require_verdicts
         from alignlab.stages.budget import fit_offline
         from alignlab.stages.finish import finish_training
-        from alignlab.stages.session import OfflineWork, open_backbone
+        from alignlab.stages.reward_measures import measured
+        from alignlab.stages.reward_start import started
+        from alignlab.stages.session import OfflineWork
 
         run = engine.workers().own(run)
         targets = learns_scores(self.objective) is not None
-        select = scored if targets else ordered
-        groups, held_out = (select(inputs["annotations"], s) for s in ("train", "validation"))
-        require_verdicts(groups, inputs["annotations"])
+        start = started(self, inputs, run, engine, scored if targets else ordered)
+        backbone, groups, held_out = start.backbone, start.groups, start.held_out
         require_shares(self.objective, groups, inputs["annotations"])
         elements = groups if self.pairs == "together" else single_pairs(groups)
-        backbone = open_backbone(self.backbone, run, engine, self.seed, shared=True)
-        backbone.add("reward", source=inputs["init"].model_dir, trainable=True, head=True)
-        require_own_template(inputs["annotations"], backbone)
         objective = function(self.objective)
 
-        def evaluate() -> dict[str, float]:
-            return measured(backbone, held_out, objective, engine, targets=targets)
-
+        measure = partial(measured, backbone, engine, objective, targets)
+        evaluate = both_sides(measure, held_out, groups, self.gap_rows, self.seed)
         engine = fit_offline(
             engine, backbone, "reward", elements, self.batch, self.optimizer, run, head=True
         )
@@ -106,8 +124,11 @@ class Reward(Stage):
             count=number,
             loss_of=partial(loss, objective, targets),
         )
+        held: Work = work
+        if self.anchor is not None:
+            held = anchored(self.anchor, work, backbone, inputs["init"].model_dir)
         result = train(
-            work,
+            held,
             backbone,
             ["reward"],
             optimizer=self.optimizer,
@@ -120,11 +141,12 @@ class Reward(Stage):
             early_stopping=self.early_stopping,
         )
         summary: dict[str, float | None] = {"validation_accuracy": None}
-        summary |= {f"validation_{name}": value for name, value in evaluate().items()}
+        summary |= summary_of(evaluate())
         if self.normalize:
             values = scores_of(backbone, "reward", groups, engine)
             backbone.set_normalization("reward", float(values.mean()), float(values.std()))
         finish_training(run, backbone, "reward", result, work.counts(result.steps))
+        start.mark(run, engine)
         if any(g.verdict.pairs() for g in groups):
             summary["train_accuracy"] = pair_accuracy(backbone, "reward", groups, engine)
         summary["validation_pairs"] = sum(len(g.verdict.pairs()) for g in held_out)
@@ -135,12 +157,16 @@ class Reward(Stage):
         """All completions of every annotated prompt, at the length limits, ``epochs`` times."""
         from alignlab.stages.annotate import annotated, annotated_rows
         from alignlab.stages.estimate import offline_estimate
+        from alignlab.stages.reward_start import require_start
 
+        encoder = require_start(self.backbone, self.pooling, inputs.get("init"), cache)
         ranked = annotated(inputs)
         shown, each = self.epochs * annotated_rows(inputs), ranked.completions
         if self.pairs == "shuffled":
             shown, each = shown * math.comb(each, 2), 2
-        return offline_estimate(self, cache, ranked, each=each, shown=shown, logits=False)
+        return offline_estimate(
+            self, cache, ranked, each=each, shown=shown, logits=False, rows=encoder is not None
+        )
 
 
 def loss(
@@ -156,37 +182,18 @@ def loss(
     }
 
 
-def measured(
-    backbone: Backbone,
-    groups: Sequence[TokenGroup],
-    objective: Callable[..., Tensor],
-    engine: Engine,
-    *,
-    targets: bool,
-) -> dict[str, float]:
-    """Accuracy of held-out pairs, where there are any, and the loss of held-out scores."""
-    found: dict[str, float] = {}
-    if not groups:
-        return found
-    scores = group_scores(scores_of(backbone, "reward", groups, engine), groups)
-    if len(scores.better):
-        found["accuracy"] = accuracy_of(scores)
-    if targets:
-        found["loss"] = float(objective(target_scores(scores.reward, groups)).mean())
-    return found
-
-
 def number(step: Sequence[TokenGroup]) -> float:
     """Number of elements of a step: the unit of the loss."""
     return float(len(step))
 
 
-def ordered(annotations: Run, split: str) -> Sequence[TokenGroup]:
+def ordered(annotations: Run, split: str, encoding: Encodes | None = None) -> Sequence[TokenGroup]:
     """Annotated groups of a split whose verdict tells completions apart, read when asked for."""
     from alignlab.data.mapped import Selection
     from alignlab.stages.annotate import read
 
-    return Selection.of(read(annotations, split), lambda group: bool(group.verdict.pairs()))
+    groups = read(annotations, split, encoding)
+    return Selection.of(groups, lambda group: bool(group.verdict.pairs()))
 
 
 def learns_scores(objective: Spec) -> type[TargetScores] | None:
@@ -217,13 +224,14 @@ def require_shares(objective: Spec, groups: Sequence[TokenGroup], annotations: R
             )
 
 
-def scored(annotations: Run, split: str) -> Sequence[TokenGroup]:
+def scored(annotations: Run, split: str, encoding: Encodes | None = None) -> Sequence[TokenGroup]:
     """Annotated groups of a split whose verdict gives every completion a score, or a thumb."""
     from alignlab.data.mapped import Selection
     from alignlab.stages.annotate import read
 
     given = ("scores", "thumbs")
-    return Selection.of(read(annotations, split), lambda group: group.verdict.kind in given)
+    groups = read(annotations, split, encoding)
+    return Selection.of(groups, lambda group: group.verdict.kind in given)
 
 
 def single_pairs(groups: Sequence[TokenGroup]) -> list[TokenGroup]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from alignlab.errors import ConfigError
 from alignlab.evaluation.pairs import PairSet
 from alignlab.models.load import BackboneConfig
+from alignlab.rewards.apart import Apart, stands_apart
 from alignlab.spec import build
 from alignlab.stages.stage import Estimate, Role, Stage
 from alignlab.typed import Range
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from alignlab.data.group import TokenGroup
-    from alignlab.data.template import Tokenization
     from alignlab.engine.distributed import Engine
+    from alignlab.rewards.apart import Encodes
     from alignlab.run import Run
 
 ANNOTATED = "annotated"  # name of the pairs that the annotations keep for validation
@@ -59,6 +60,14 @@ class RewardBenchmark(Stage):
                     f"sets.{name}: a name has no '/' and no ':', and '{ANNOTATED}' is taken."
                 )
 
+    def accept(self, inputs: Mapping[str, Stage]) -> None:
+        """A function in the place of a reward model has no tokens that pairs could be read in."""
+        if getattr(inputs["reward"], "backbone", None) is None:
+            raise ConfigError(
+                "inputs.reward is a reward function. It measures its accuracy on annotations by"
+                " itself; a benchmark needs a reward model."
+            )
+
     def fingerprint(self) -> str:
         """Fingerprint of the base model's files and of every set's data."""
         found = [f"{n} {build(s.data).fingerprint()}" for n, s in sorted(self.sets.items())]
@@ -78,16 +87,24 @@ class RewardBenchmark(Stage):
 
         workers = engine.workers()
         run = workers.own(run)
-        backbone = open_backbone(self.backbone, run, engine, self.seed, shared=True)
-        backbone.add("reward", source=inputs["reward"].model_dir, trainable=False, head=True)
+        judge = inputs["reward"]
+        own: Encodes | None = None
+        if stands_apart(judge.model_dir):
+            apart = Apart.open(judge, workers.device)
+            backbone, own = apart.backbone, apart.encoding
+            tokenization = own
+        else:
+            backbone = open_backbone(self.backbone, run, engine, self.seed, shared=True)
+            backbone.add("reward", source=judge.model_dir, trainable=False, head=True)
+            cut = self.max_prompt, self.max_completion
+            tokenization = Tokenization(backbone.tokenizer, *cut)
         with backbone.view("reward") as view:
             gain = float(view.scalar_head.gain)
-        tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
         rows: list[dict[str, Any]] = []
         scored: list[TokenGroup] = []
         dealt = Dealt(backbone, workers, engine.budget)
         with served(backbone):
-            for task, (groups, subsets) in self.load(inputs, tokenization, run).items():
+            for task, (groups, subsets) in self.load(inputs, tokenization, run, own).items():
                 found = workers.whole(dealt.scores("reward", workers.share(groups)))
                 scores = [score for part in found for score in part]
                 rows += rows_of(task, groups, scores, gain, subsets)
@@ -114,14 +131,22 @@ class RewardBenchmark(Stage):
         run.log(0, summary, split="summary")
 
     def load(
-        self, inputs: Mapping[str, Run], tokenization: Tokenization, run: Run
+        self,
+        inputs: Mapping[str, Run],
+        tokenization: Encodes,
+        run: Run,
+        again: Encodes | None = None,
     ) -> dict[str, tuple[list[TokenGroup], list[str]]]:
-        """Token groups of every set, and the subset of each group."""
+        """Token groups of every set, and the subset of each group.
+
+        ``again`` encodes annotated texts, where their tokens are not the reward run's own.
+        """
         from alignlab.stages.annotate import read
 
         found: dict[str, tuple[list[TokenGroup], list[str]]] = {}
         if "annotations" in inputs:
-            kept = [g for g in read(inputs["annotations"], "validation") if g.verdict.pairs()]
+            held_out = read(inputs["annotations"], "validation", again)
+            kept = [g for g in held_out if g.verdict.pairs()]
             if kept:
                 found[ANNOTATED] = kept, [""] * len(kept)
             else:

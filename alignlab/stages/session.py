@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone, View
     from alignlab.models.load import BackboneConfig
+    from alignlab.models.noise import EmbeddingNoise
     from alignlab.run import Run
     from alignlab.tensors import FlatBatch
 
@@ -164,6 +165,7 @@ class Packed:
     groups: tuple[TokenGroup, ...]
     count: float  # units of the whole step, over all micro-batches and ranks
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    noise: EmbeddingNoise | None = None  # on the embeddings, of the pass that trains alone
 
 
 class Memory(Protocol):
@@ -198,6 +200,7 @@ class OfflineWork:
     statistics: Callable[[Sequence[TokenGroup]], Mapping[str, Tensor]] | None = None
     extra_of: Callable[[Sequence[TokenGroup]], Mapping[str, Tensor]] | None = None
     memory: Memory | None = None  # what is carried from step to step, if anything
+    neftune_alpha: float | None = None  # noise on the embeddings, None = none
 
     @cached_property
     def by_tokens(self) -> TokenSteps | None:
@@ -230,10 +233,12 @@ class OfflineWork:
 
     def micros(self, step: int) -> list[Micro]:
         """Micro-batches of ``step`` on this rank, packed to the engine's token budget."""
+        from alignlab.models.noise import noise_of
+
         workers = self.engine.workers()
         chosen = self.chosen(step)
         statistics = dict(self.statistics(chosen)) if self.statistics else {}
-        mine = workers.share(chosen)
+        mine, rows = workers.share(chosen), workers.share(self.rows(step))
         return [
             Micro(
                 view=self.view,
@@ -242,11 +247,12 @@ class OfflineWork:
                     groups=tuple(part),
                     count=self.count(chosen),
                     extra={**statistics, **(dict(self.extra_of(part)) if self.extra_of else {})},
+                    noise=noise_of(self.neftune_alpha, self.seed, step, [rows[p] for p in places]),
                 ),
                 tokens=sum(group_tokens(g) for g in part),
                 label="rows " + ", ".join(str(g.row) for g in part[:8]),
             )
-            for part in split(mine, self.engine.budget)
+            for places, part in parts(mine, self.engine.budget)
         ]
 
     def packing(self, steps: int) -> dict[str, float]:

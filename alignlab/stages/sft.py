@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from alignlab.data.batch import Batch
@@ -15,6 +16,7 @@ from alignlab.models.dropout import ResidualDropout
 from alignlab.models.load import BackboneConfig
 from alignlab.spec import Spec, build
 from alignlab.stages.anchors import anchored, require_anchor
+from alignlab.stages.generalization import both_sides, require_stopping, summary_of
 from alignlab.stages.imitation import Imitate
 from alignlab.stages.stage import START_KINDS, Estimate, Role, Stage
 from alignlab.typed import Range
@@ -38,16 +40,20 @@ class SFT(Stage):
 
     L = −Σ log π(y_t | x, y_<t) / Σ |y|, both sums over every completion token (EOS included) of the
     optimizer step, on all ranks. Prompts carry no loss. With ``annotations`` the demonstrations are
-    sampled completions, chosen by ``imitate``.
+    sampled completions, chosen by ``imitate``. Against overfitting: labels may be smoothed, and
+    embeddings disturbed (NEFTune); with ``gap_rows`` evaluations measure rows trained on as well.
     """
 
     kind: ClassVar[str] = "sft"
     together: ClassVar[bool] = True
+    sees: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         "init": Role(START_KINDS, optional=True),
         "annotations": Role(("annotate",), optional=True),
     }
-    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"anchor", "imitate"})
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset(
+        {"anchor", "imitate", "label_smoothing", "neftune_alpha", "gap_rows", "attention_dropout"}
+    )
 
     backbone: BackboneConfig
     data: Spec
@@ -65,10 +71,17 @@ class SFT(Stage):
     early_stopping: EarlyStopping | None
     anchor: Spec | None = None
     imitate: Imitate | None = None
+    label_smoothing: Annotated[float, Range(min=0, min_open=True, max=1, max_open=True)] | None = (
+        None
+    )
+    neftune_alpha: Annotated[float, Range(min=0, min_open=True)] | None = None
+    gap_rows: Annotated[int, Range(min=1)] | None = None
+    attention_dropout: Annotated[float, Range(min=0, max=1, max_open=True)] | None = None
 
     def validate(self) -> None:
         """An anchor is one; what is imitated of annotations is said where there are some."""
         require_anchor(self.anchor)
+        require_stopping(self.early_stopping, self.evaluate_every, ("nll",), self.gap_rows)
         if (self.imitate is None) == ("annotations" in self.inputs):
             raise ConfigError(
                 "imitate says which completions of the annotate stage behind inputs.annotations are"
@@ -92,16 +105,29 @@ class SFT(Stage):
         )
         source = init.model_dir if init is not None and init.kind != "pretrain" else None
         backbone.add("policy", source=source, trainable=True)
-        if self.residual_dropout is not None:
-            backbone.drop_residuals("policy", self.residual_dropout)
+        self._drop(backbone)
         if "annotations" in inputs:
             require_own_template(inputs["annotations"], backbone)
-        tokenization = Tokenization(backbone.tokenizer, self.max_prompt, self.max_completion)
+        tokenization = Tokenization(
+            backbone.tokenizer, self.max_prompt, self.max_completion, processor=backbone.processor
+        )
         groups, held_out = self._rows(tokenization, inputs, run, engine)
         engine = fit_offline(engine, backbone, "policy", groups, self.batch, self.optimizer, run)
         work = OfflineWork(
-            groups, self.batch, self.seed, engine, "policy", count=completion_tokens, loss_of=loss
+            groups,
+            self.batch,
+            self.seed,
+            engine,
+            "policy",
+            count=completion_tokens,
+            loss_of=partial(loss, label_smoothing=self.label_smoothing),
+            neftune_alpha=self.neftune_alpha,
         )
+
+        def measure(rows: Sequence[TokenGroup]) -> dict[str, float]:
+            return {"nll": mean_nll(backbone, "policy", rows, engine)}
+
+        evaluate = both_sides(measure, held_out, groups, self.gap_rows, self.seed)
         result = train(
             anchored(self.anchor, work, backbone, source),
             backbone,
@@ -111,7 +137,7 @@ class SFT(Stage):
             run=run,
             engine=engine,
             seed=self.seed,
-            evaluate=lambda: {"nll": mean_nll(backbone, "policy", held_out, engine)},
+            evaluate=evaluate,
             evaluate_every=self.evaluate_every,
             early_stopping=self.early_stopping,
         )
@@ -119,8 +145,18 @@ class SFT(Stage):
         run.update_record(
             label=self.label or "SFT",
             packing=work.packing(result.steps),
-            summary={"validation_nll": mean_nll(backbone, "policy", held_out, engine)},
+            summary=summary_of(evaluate()),
         )
+
+    def _drop(self, backbone: Backbone) -> None:
+        """Let the policy drop what it adds to the residual stream, and attention weights."""
+        from alignlab.models.dropout import set_attention_dropout
+
+        if self.residual_dropout is not None:
+            backbone.drop_residuals("policy", self.residual_dropout)
+        if self.attention_dropout is not None:
+            with backbone.view("policy") as view:
+                set_attention_dropout(view.model, self.attention_dropout)
 
     def _rows(
         self, tokenization: Tokenization, inputs: Mapping[str, Run], run: Run, engine: Engine
@@ -184,12 +220,19 @@ def completion_tokens(groups: Sequence[TokenGroup]) -> float:
     return float(sum(sum(g.targets()) for g in groups))
 
 
-def loss(view: View, packed: Packed) -> tuple[Tensor, Metrics]:
-    """SFT loss of one micro-batch over the tokens of the whole step."""
-    from alignlab.objectives.likelihood import nll
+def loss(
+    view: View, packed: Packed, *, label_smoothing: float | None = None
+) -> tuple[Tensor, Metrics]:
+    """SFT loss of one micro-batch over the tokens of the whole step; ``nll`` is never smoothed."""
+    from alignlab.objectives.likelihood import nll, smoothed_nll
 
-    losses = nll(view.logps(packed.batch))
-    return losses.sum() / packed.count, {"nll": (losses.detach().sum(), len(losses))}
+    if label_smoothing is None:
+        losses = plain = nll(view.logps(packed.batch, noise=packed.noise))
+    else:
+        logps, mean_logps = view.logps_mean(packed.batch, noise=packed.noise)
+        losses = smoothed_nll(logps, mean_logps, label_smoothing=label_smoothing)
+        plain = nll(logps)
+    return losses.sum() / packed.count, {"nll": (plain.detach().sum(), len(plain))}
 
 
 def mean_nll(backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine) -> float:

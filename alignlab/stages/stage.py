@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from alignlab.errors import ConfigError, did_you_mean
 from alignlab.spec import Spec, build
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 # What is compared: they train a policy from feedback, offline or on what it samples meanwhile.
 ONLINE_KINDS = ("ppo", "grpo", "online_preference")
 METHOD_KINDS = ("preference", *ONLINE_KINDS)
-POLICY_KINDS = ("sft", *METHOD_KINDS, "select", "merge")
+POLICY_KINDS = ("continued_pretrain", "sft", *METHOD_KINDS, "select", "merge")
+JUDGING = ("annotator", "reward", "monitor", "gold", "audit")  # fields that a judge may stand in
 START_KINDS = (*POLICY_KINDS, "pretrain")  # what a policy may start from, or be compared with
 
 
@@ -76,6 +77,10 @@ class Stage(ABC):
     roles: ClassVar[Mapping[str, Role]] = {}
     # Whether all processes of a job work on it; else the first does, and the others wait.
     together: ClassVar[bool] = False
+    # Whether its backbone may be an encoder, which scores texts and writes none.
+    encodes: ClassVar[bool] = False
+    # Whether it can use rows with images.
+    sees: ClassVar[bool] = False
     # Fields that change no number: a name, and what the data gate lets pass.
     unkeyed: ClassVar[frozenset[str]] = frozenset({"label", "gate"})
     # Fields that came later and mean, while they are null, what was done before there were any.
@@ -104,7 +109,22 @@ class Stage(ABC):
                 raise ConfigError(
                     f"inputs.{role} is missing: a {self.kind} stage needs a {kinds} stage there."
                 )
+        self._require_sight()
         self.validate()
+
+    def _require_sight(self) -> None:
+        """Refuse images where the stage cannot use them or its backbone does not see."""
+        from alignlab.models.sighted import require_backbone
+
+        data, backbone = getattr(self, "data", None), getattr(self, "backbone", None)
+        images = isinstance(data, Spec) and shows_images(data)
+        if images and not self.sees:
+            raise ConfigError(
+                f"data.images: a {self.kind} stage cannot use images yet; sft, annotate (for pairs"
+                " that come with a verdict), preference and evaluate can."
+            )
+        if backbone is not None and hasattr(backbone, "vision"):
+            require_backbone(backbone, images=images)
 
     def validate(self) -> None:  # noqa: B027 (most stages have nothing to add)
         """Check what types and ranges cannot say; raise ConfigError."""
@@ -113,7 +133,7 @@ class Stage(ABC):
         """Check the stages behind the inputs, when the plan is made; raise ConfigError."""
 
     def fingerprint(self) -> str:
-        """Fingerprint of what the stage reads by itself: its data set, its base model's files."""
+        """Fingerprint of what it reads by itself: its data, its base model's files, its judges."""
         from alignlab.models.identity import identity
         from alignlab.models.templates import template_identity
 
@@ -126,6 +146,11 @@ class Stage(ABC):
         anchor = getattr(self, "anchor", None)
         if isinstance(anchor, Spec):
             parts.append(build(anchor).fingerprint())
+        judging = [f for name in JUDGING if isinstance(f := getattr(self, name, None), Spec)]
+        if judging:
+            from alignlab.rewards.judge.annotator import outside
+
+            parts += [judge for spec in judging for judge in outside(spec)]
         return " ".join(parts)
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
@@ -138,6 +163,17 @@ class Stage(ABC):
     @abstractmethod
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Do the work: read finished ``inputs``, write everything into ``run``."""
+
+
+def shows_images(data: Any) -> bool:
+    """Whether a data source, or one inside of it, says that its rows show images."""
+    if isinstance(data, Spec):
+        return data.arguments.get("images") is not None or shows_images(
+            list(data.arguments.values())
+        )
+    if isinstance(data, Mapping):
+        return shows_images(list(data.values()))
+    return isinstance(data, list | tuple) and any(map(shows_images, data))
 
 
 def reject_truncated_sampling(sampling: Sampling) -> None:

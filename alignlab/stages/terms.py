@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -104,7 +104,8 @@ class Terms:
         from alignlab.objectives.stable import segment_sum
 
         batch = packed.batch
-        sums = segment_sum(view.logps(batch), batch.target_completion, batch.completions)
+        logps = view.logps(batch, noise=packed.noise)
+        sums = segment_sum(logps, batch.target_completion, batch.completions)
         reference = packed.extra.get("reference")
         losses, metrics = self.apply(sums, reference, batch.lengths, packed)
         return losses.sum() / packed.count, metrics
@@ -112,25 +113,40 @@ class Terms:
     def apply(
         self, sums: Tensor, reference: Tensor | None, lengths: Tensor, packed: Packed
     ) -> tuple[Tensor, Metrics]:
-        """Arrange completion sums as the objective wants them and call it."""
-        from alignlab.stages.arrange import ARRANGE
-
-        arrange = ARRANGE[self.need.view]
+        """Losses of the micro-batch, unreduced, and the usual metrics of its completions."""
         statistics = {n: packed.extra[n] for n in STATISTICS if n in packed.extra}
-        extra: dict[str, Any] = dict(statistics)
-        if reference is not None:
-            extra["reference"] = arrange(reference, lengths, packed.groups)
-        losses = self.objective(arrange(sums, lengths, packed.groups), **extra)
+        losses = self._losses(sums, reference, lengths, packed.groups, statistics)
         paired = self.need.view != "single"
         metrics = summed(described(sums, reference, lengths, packed.groups, paired=paired))
         for name, value in statistics.items():
             metrics[name] = (value.detach(), 1)
         return losses, metrics
 
+    def _losses(
+        self,
+        sums: Tensor,
+        reference: Tensor | None,
+        lengths: Tensor,
+        groups: Sequence[TokenGroup],
+        statistics: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Arrange completion sums as the objective wants them and call it."""
+        from alignlab.stages.arrange import ARRANGE
+
+        arrange = ARRANGE[self.need.view]
+        extra: dict[str, Any] = dict(statistics)
+        if reference is not None:
+            extra["reference"] = arrange(reference, lengths, groups)
+        losses: Tensor = self.objective(arrange(sums, lengths, groups), **extra)
+        return losses
+
     def evaluate(
         self, backbone: Backbone, groups: Sequence[TokenGroup], engine: Engine
     ) -> dict[str, float]:
-        """Metrics of held-out groups: of their pairs, or of single thumbs where there are none."""
+        """Metrics of groups: of their pairs, or of single thumbs where there are none; the loss.
+
+        There is no loss where the objective needs statistics of a whole step.
+        """
         import torch
 
         from alignlab.stages.reference import completion_sums
@@ -143,6 +159,8 @@ class Terms:
             if self.reference is not None:
                 reference = self.reference.sums(groups)
             metrics = described(sums, reference, lengths, groups, paired=paired)
+            if not self.need.has_statistics:  # which are of a step that trains
+                metrics["loss"] = self._losses(sums, reference, lengths, groups, {})
         return {name: float(values.double().mean()) for name, values in metrics.items()}
 
 

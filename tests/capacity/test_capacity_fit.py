@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from capacity_cases import DEVICE, full, lora, sampling, update, work
+import yaml
+from capacity_cases import DEVICE, SMALL, full, lora, sampling, update, work
 
+from alignlab.capacity.fit import LAST, RANKS, _changes, become, nearest
 from alignlab.capacity.fit import Placed as PlacedStage
-from alignlab.capacity.fit import _changes, nearest
 from alignlab.capacity.memory import Setting, peak
+from alignlab.capacity.workload import Model
+from alignlab.compose import conf_dir
 
 
 class Roomy(PlacedStage):
@@ -67,9 +70,49 @@ def test_shares_are_proposed_only_where_there_are_several_processes() -> None:
 
 
 def test_adapters_come_last_and_only_where_all_is_trained() -> None:
-    assert not any(c.adapters for c in _changes([placed(work(lora()), Setting(64), 0)]))
+    assert not any(c.adapter == "lora" for c in _changes([placed(work(lora()), Setting(64), 0)]))
     change = nearest([placed(work(), Setting(64), 25_000)])
     assert change is None or change.cost <= 40
+
+
+def test_a_base_of_four_bits_is_the_last_resort_and_counted() -> None:
+    """Adapters of rank 64 on a base of 1152 matrix elements at 0.516 bytes, the rest in float32."""
+    room = placed(work(lora()), Setting(64), 0).memory().total - 1500
+    change = nearest([placed(work(lora(checkpointing=True)), Setting(64), room)])
+    assert change is None or change.adapter != "qlora"  # rank 64 is more than the base here
+    large = replace(SMALL, matrices=10**6, total=10**6 + 848, linear_widths=2 * 136)
+    tuned = replace(lora(checkpointing=True), dimensions=large)
+    stage = placed(work(tuned), Setting(64), 1_000_000)
+    change = nearest([stage])
+    assert change is not None
+    assert change.adapter == "qlora"
+    assert change.overrides(DEVICE)[-1] == "adapter=qlora"
+    saved = stage.memory().weights - stage.memory(change).weights
+    # 2 bytes against ½ + (1 + 4/256)/64 of each of 10⁶; 64 · 272 numbers against 544, in float32
+    assert saved == pytest.approx(10**6 * (2 - 0.51587) - (64 * 272 - 544) * 4, abs=20)
+    assert not any(
+        c.adapter == "qlora" for c in _changes([placed(work(tuned), Setting(64, zero=2), 0)])
+    )
+    packed = replace(tuned, packed=0.5)
+    assert not any(c.adapter for c in _changes([placed(work(packed), Setting(64), 0)]))
+
+
+def test_what_is_proposed_is_what_the_techniques_can() -> None:
+    def stages(model: Model, adapter: str | None) -> set[int]:
+        found = _changes([placed(work(model), Setting(64, processes=4), 0)])
+        return {c.zero or 0 for c in found if c.adapter == adapter}
+
+    assert stages(lora(), None) == {0, 1, 2, 3}
+    assert stages(lora(zero=2), None) == {0, 1, 2}
+    assert stages(full(), "qlora") == {0}
+    for name, rank in RANKS.items():
+        stated = yaml.safe_load((conf_dir() / "adapter" / f"{name}.yaml").read_text())
+        assert stated["rank"] == rank
+    stated = yaml.safe_load((conf_dir() / "adapter" / "last_layers.yaml").read_text())
+    assert stated["last_layers"] == LAST
+    # Two of four blocks: a quarter each of 1,152 elements of matrices, and two norms of 8.
+    made = become(full(dimensions=replace(SMALL, layers=4)), "last_layers")
+    assert (made.adapter, made.reached, made.rank) == (2 * (288 + 16), 2, 0)
 
 
 def test_one_change_for_all_stages() -> None:

@@ -83,6 +83,29 @@ def test_activations_of_a_block_by_hand() -> None:
     assert found == 64 + 80 + 48 + 8 + 16 + 128 + 28
 
 
+def test_what_techniques_keep_by_hand() -> None:
+    cuda = Arithmetic(half=True, cpu=False)
+    # Outputs of the seven linear layers: 8 + 4 + 4 + 8, 16 + 16 + 8 = 64 wide. DoRA keeps W x and
+    # B A x of each, two bytes an element, so of three results that LoRA frees one is left.
+    assert layer_bytes(lora(kept=2), cuda, 16) == layer_bytes(lora(), cuda, 16) + 2 * 64 * 2
+    assert (freed_bytes(lora(), cuda), freed_bytes(lora(freed=1), cuda)) == (3 * 64 * 2, 64 * 2)
+    # Before virtual tokens no linear layer has anything to learn, so none keeps what it reads:
+    # residual 2·8·4; q, k, v and the output of attention 48 and 8; gate, its silu and up 3·16·2.
+    still = lora(rank=0, adapted=0, still=True)
+    assert layer_bytes(still, cuda, 16) == 64 + 48 + 8 + 96
+    # Dropout before seven adapters: inputs 5·8 + 8 + 16 = 64 wide, masks in bytes on GPUs and
+    # float32 on CPUs.
+    assert layer_bytes(lora(drops=True), cuda, 16) == layer_bytes(lora(), cuda, 16) + 64
+    cpu = Arithmetic(half=True, cpu=True)
+    assert layer_bytes(lora(drops=True), cpu, 16) == layer_bytes(lora(), cpu, 16) + 64 * 4
+    # A base of four bits: the matrix in use is there in bfloat16, 16 by 8.
+    held = moment(work(lora(packed=0.5)), Setting(32), "forward")
+    assert held.buffers - moment(work(lora()), Setting(32), "forward").buffers == 16 * 8 * 2
+    # Where one block of two is trained, the backward pass ends there: 372 bytes of the block above.
+    one = moment(work(lora(reached=1)), Setting(32), "forward").activations
+    assert one == 372 * 32 + 2 * 32 * 8 * 4
+
+
 def test_a_pass_keeps_all_blocks_or_with_checkpointing_one() -> None:
     layer = 408 * 32  # bytes of the block above, 32 tokens
     around = 2 * 32 * 8 * 4  # before and after the last norm

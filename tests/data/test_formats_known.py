@@ -54,6 +54,27 @@ SETS = {
         "tools": TOOLS,
         "answers": '[{"name": "f", "arguments": {"x": 1}}]',
     },
+    "glaiveai/glaive-function-calling-v2": {
+        "system": 'SYSTEM: You can call -\n{"name": "f", "description": "d", "parameters": {}}\n',
+        "chat": "USER: q\n\n\nASSISTANT: a <|endoftext|>\n\n\n",
+    },
+    "NousResearch/hermes-function-calling-v1": {
+        "id": "1",
+        "conversations": share(
+            ("system", f"<tools> {TOOLS} </tools>"),
+            ("human", "q"),
+            ("gpt", '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'),
+            ("tool", "<tool_response>\n4\n</tool_response>"),
+            ("gpt", "a"),
+        ),
+        "category": "c",
+        "subcategory": "s",
+        "task": "t",
+    },
+    "Team-ACE/ToolACE": {
+        "system": f"You can invoke:\n{TOOLS}",
+        "conversations": share(("user", "q"), ("assistant", "[f(x=1)]")),
+    },
     "Muennighoff/flan": {"inputs": "q", "targets": "a", "task": "t"},
     "Muennighoff/natural-instructions": {
         "definition": "d",
@@ -249,7 +270,8 @@ SETS = {
 }
 READ_AS = """
 alpaca alpaca prompt_completion messages messages dialogue sharegpt sharegpt dialogue sharegpt
-sharegpt function_calls prompt_completion prompt_completion self_instruct alpaca
+sharegpt function_calls glaive sharegpt sharegpt prompt_completion prompt_completion self_instruct
+alpaca
 preference preference preference preference preference preference preference preference preference
 side_by_side side_by_side side_by_side side_by_side shp webgpt_comparisons summary_comparisons
 judged_completions judged_completions judged_completions attributes unpaired
@@ -300,6 +322,7 @@ def test_what_needs_a_word_from_a_person():
 
 def test_the_table_of_sets_on_the_page():
     page = Path(__file__).resolve().parents[2] / "alignlab" / "data" / "README.md"
-    lines = re.findall(r"^\| `(\w+)` \| (.+) \|$", page.read_text(encoding="utf-8"), flags=re.M)
+    text = page.read_text(encoding="utf-8").split("## Public sets that load as they are")[1]
+    lines = re.findall(r"^\| `(\w+)` \| (.+) \|$", text.split("\n## ")[0], flags=re.M)
     said = {name: form for form, names in lines for name in names.split(", ")}
     assert said == dict(zip(SETS, READ_AS.split(), strict=True))

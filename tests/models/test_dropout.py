@@ -8,7 +8,11 @@ from transformers import AutoModelForCausalLM as Model
 from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, MixtralConfig, OPTConfig
 
 from alignlab.errors import ConfigError
-from alignlab.models.dropout import ResidualDropout, add_residual_dropout
+from alignlab.models.dropout import (
+    ResidualDropout,
+    add_residual_dropout,
+    set_attention_dropout,
+)
 
 LIMA = ResidualDropout(bottom=0.0, top=0.3)
 
@@ -80,3 +84,41 @@ def test_an_unknown_layer_is_refused():
         add_residual_dropout(small("experts"), LIMA)
     with pytest.raises(ConfigError, match="residual_dropout"):
         add_residual_dropout(torch.nn.Linear(2, 2), LIMA)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "opt"])
+def test_attention_drops_weights_while_training_only(name):
+    model = small(name)
+    with torch.no_grad():
+        plain = model.eval()(IDS).logits
+        assert set_attention_dropout(model, 0.5) == 3
+        assert torch.equal(model.eval()(IDS).logits, plain)
+        torch.manual_seed(0)
+        dropped = model.train()(IDS).logits
+        # the first token attends to itself alone: its weight is 0 or 1/(1 - 0.5)
+        assert not torch.allclose(dropped, plain)
+        assert set_attention_dropout(model, 0.0) == 3
+        assert torch.equal(model.train()(IDS).logits, plain)
+
+
+def test_a_quarter_of_the_attention_weights_is_dropped():
+    model = small("llama").train()
+    layer = model.model.layers[0].self_attn
+    set_attention_dropout(model, 0.25)
+    assert [block.self_attn.attention_dropout for block in model.model.layers] == [0.25] * 3
+    with torch.no_grad():
+        layer.v_proj.weight.fill_(1 / 8)
+        layer.o_proj.weight.copy_(torch.eye(8))
+        states = torch.ones(4000, 1, 8)  # one token: its only weight is 1, its value 1
+        places = torch.zeros(4000, 1, dtype=torch.int64)
+        rotary = model.model.rotary_emb(states, places)
+        out = layer(states, rotary, None)[0][:, 0, ::4]  # one of either head's channels
+    assert float((out == 0).float().mean()) == pytest.approx(0.25, abs=0.02)  # 8,000 draws: 0.005
+    assert out[out != 0].unique().tolist() == pytest.approx([1 / 0.75])
+
+
+def test_attention_that_is_not_known_is_refused():
+    with pytest.raises(ConfigError, match="attention_dropout"):
+        set_attention_dropout(torch.nn.ModuleList([torch.nn.Linear(2, 2)] * 2), 0.1)
+    with pytest.raises(ConfigError, match="attention_dropout"):
+        set_attention_dropout(torch.nn.Linear(2, 2), 0.1)

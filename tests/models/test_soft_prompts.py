@@ -120,7 +120,7 @@ def test_layouts_agree(technique, opened, batch) -> None:
 def test_a_fresh_frozen_view_is_the_base(technique, opened, batch) -> None:
     backbone = opened(technique)
     backbone.add("reference", source=None, trainable=False)
-    plain = Backbone.load(backbone_config(), backbone._cache)
+    plain = Backbone.load(backbone_config(), backbone.cache)
     plain.add("policy", source=None, trainable=False)
     with torch.no_grad():
         with plain.view("policy") as view:
@@ -134,7 +134,7 @@ def test_a_fresh_frozen_view_is_the_base(technique, opened, batch) -> None:
 def test_what_is_saved_goes_on_and_stays_the_reference(technique, opened, batch, tmp_path) -> None:
     first = opened(technique)
     first.save("policy", tmp_path)
-    again = Backbone.load(first.config, first._cache, seed=9)
+    again = Backbone.load(first.config, first.cache, seed=9)
     again.add("policy", source=tmp_path, trainable=True)
     again.add("reference", source=tmp_path, trainable=False)
     found = []

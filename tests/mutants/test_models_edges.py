@@ -686,3 +686,7 @@ def test_predictions_with_and_without_entropies():
     torch.testing.assert_close(both[0], z[range(5), targets])
     torch.testing.assert_close(both[1], -(z.exp() * z).sum(-1))
     assert len(both) == 2
+    with_mean = logps.predict(hidden, head, targets, 1.0, False, True)
+    z = (hidden @ weight.T).log_softmax(-1)
+    torch.testing.assert_close(with_mean[0], z[range(5), targets])
+    torch.testing.assert_close(with_mean[1], z.mean(-1))

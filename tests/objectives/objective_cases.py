@@ -121,13 +121,6 @@ PAIRWISE = [
     Case("pairwise", "hinge", lambda f: f(PI, REF, beta=0.5), t(0, 0.25, 3)),
     # max(0, 1.5 − [2, 3, −12]) + 0.1·[10, 6, 20] = [0, 0, 13.5] + [1, 0.6, 2]
     Case("pairwise", "slic", lambda f: f(PI, delta=1.5, weight=0.1), t(1, 0.6, 15.5)),
-    # 0.2·[1, 0.5, −2] and 0.2·[−2, −1, 2]
-    Case(
-        "pairwise",
-        "implicit_rewards",
-        lambda f: torch.stack(f(PI, REF, beta=0.2)),
-        torch.stack([t(0.2, 0.1, -0.4), t(-0.4, -0.2, 0.4)]),
-    ),
     Case("pairwise", "accuracy", lambda f: f(t(2, 1, -1), t(1, 1, 3)), t(1, 0.5, 0)),
 ]
 
@@ -293,31 +286,12 @@ POLICY = [
         lambda f: f(t(1, 2, 0, 1.5), t(0.5, 1.9, 1, 1), t(1, 1, -1, 1.25), clip=0.2),
         t(0.045, 0.5, 1.62, 0.03125),
     ),
-    Case(
-        "policy",
-        "value_clip_fraction",
-        lambda f: f(t(1, 2, 0, 1.5), t(0.5, 1.9, 1, 1), t(1, 1, -1, 1.25), clip=0.2),
-        t(1, 0, 1, 0),
-    ),
     # above 1.1 with A > 0: tokens 0 and 1; below 0.8 with A < 0: token 3
     Case(
         "policy",
         "clip_fraction",
         lambda f: f(LOGPS, ADVANTAGE, clip_low=0.2, clip_high=0.1),
         t(1, 1, 0, 1, 0, 0, 0, 0),
-    ),
-    # ±¼: near = [¼, ¼, ¼, 1⅝, 1⅜, 1⅛]; |near − G| = [¼, ¾, 1¾, ⅝, ⅜, ⅛] against
-    #                                    |V − G| = [1, 0, 2, ½, ½, ⅛]
-    Case(
-        "policy",
-        "value_clip_fraction",
-        lambda f: f(
-            t(1, 1, 0, 1.5, 1.5, 1.125),
-            t(0, 0, 0.5, 1.875, 1.125, 1.25),
-            t(0, 1, 2, 1, 1, 1),
-            clip=0.25,
-        ),
-        t(0, 1, 0, 1, 0, 0),
     ),
     # ρ = [1.05, 0.85, 0.7, 0.5, 2, 0.5, 1.5, 1.5] within and beyond [0.8, 1.1], by the sign of A
     Case(
@@ -379,8 +353,6 @@ DIVERGENCE = [
         lambda f: gradient(lambda new: f(new, BASE, estimator="k3_gradient_k2"), NEW),
         t(1, -0.5, -2, 0),
     ),
-    # completions of 1, 0 and 3 tokens: [1, 0, −0.5 − 2 + 0]
-    Case("divergence", "sequence_kl", lambda f: f(NEW, BASE, i(0, 2, 2, 2), 3), t(1, 0, -2.5)),
     # log 4 − ¾; the paper's table: 0.19, 0.64, 1.84, 3.17 for n = 2, 4, 16, 64
     Case("divergence", "best_of_n_kl", lambda f: f(4), 0.636294),
     Case("divergence", "best_of_n_kl", lambda f: f(1), 0.0),
@@ -514,9 +486,40 @@ ADVANTAGES = [
 # --------------------------------------------------------------------- likelihood and arithmetic
 ELEMENTARY = [
     Case("likelihood", "nll", lambda f: f(t(-1, -0.25, 0)), t(1, 0.25, 0)),
+    # p = (½, ¼, ¼), y the first: log p_y = −0.693147, mean (−0.693147 − 2·1.386294)/3 = −1.155245;
+    # ε = 0.2: 0.8·0.693147 + 0.2·1.155245; and a sure token, whose others are at −9
+    Case(
+        "likelihood",
+        "smoothed_nll",
+        lambda f: f(t(-0.693147, 0), t(-1.155245, -6), label_smoothing=0.2),
+        t(0.7855666, 1.2),
+    ),
+    Case(
+        "likelihood",
+        "smoothed_nll",
+        lambda f: f(t(-1, -2), t(-3, -4), label_smoothing=0.0),
+        t(1, 2),
+    ),
+    # its slopes: −(1 − ε) and −ε
+    Case(
+        "likelihood",
+        "smoothed_nll",
+        lambda f: gradient(lambda logps: f(logps, t(-3, -4), label_smoothing=0.25), t(-1, -2)),
+        t(-0.75, -0.75),
+    ),
+    Case(
+        "likelihood",
+        "smoothed_nll",
+        lambda f: gradient(lambda mean: f(t(-1, -2), mean, label_smoothing=0.25), t(-3, -4)),
+        t(-0.25, -0.25),
+    ),
     # e⁻¹; e²⁰·(1 + 2) at 22, in units of e²⁰
     Case("stable", "safe_exp", lambda f: f(t(-1)), t(0.367879)),
     Case("stable", "safe_exp", lambda f: f(t(22)) / math.exp(20), t(3)),
+    # e⁻¹ − 1; e²⁰·(1 + 2) − 1 at 22, in units of e²⁰; 1e-12 without cancellation
+    Case("stable", "safe_expm1", lambda f: f(t(-1)), t(-0.632121)),
+    Case("stable", "safe_expm1", lambda f: (f(t(22)) + 1) / math.exp(20), t(3)),
+    Case("stable", "safe_expm1", lambda f: 1e12 * f(t(1e-12)), t(1)),
     # log(1 − ½); log(1 − 0.9); log(1 − e⁻³); log ε at 0, with float64's ε = 2⁻⁵²
     Case(
         "stable",

@@ -14,6 +14,8 @@ import functools
 import pytest
 import torch
 
+from alignlab.models.logps import head_of
+from alignlab.models.smoothing import token_logps_mean
 from alignlab.objectives import (
     advantage,
     anchored,
@@ -148,6 +150,20 @@ def test_sft_trainer(tmp_path, record_property):
     theirs = trainer.compute_loss(trainer.model, batch)
     ours = likelihood.nll(logps[mask.bool()]).mean()
     same(ours, trained, theirs, trainer.model, record_property)
+
+
+@oracle("SFT", "with smoothed labels the loss and its gradient are torch's cross_entropy's")
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_label_smoothing(smoothing, record_property):
+    ours, theirs = llama(0), llama(0)
+    ids = torch.tensor([[1, 5, 9, 3, 30, 2], [1, 7, 7, 11, 4, 2]])
+    targets = ids[:, 1:].flatten()
+    logits = theirs(ids).logits[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+    states = ours(ids, output_hidden_states=True).hidden_states[-1][:, :-1].flatten(0, 1)
+    logps, mean = token_logps_mean(states, head_of(ours), targets)
+    found = likelihood.smoothed_nll(logps, mean, label_smoothing=smoothing).mean()
+    same(found, ours, expected, theirs, record_property)
 
 
 def both_thumbs(policy: PairLogps, reference: PairLogps) -> torch.Tensor:
@@ -392,6 +408,10 @@ CPO = {
     "SimPO": (
         {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.5},
         functools.partial(pairwise.simpo, beta=2.0, gamma_beta_ratio=1.5 / 2.0),
+    ),
+    "AlphaPO": (
+        {"loss_type": "alphapo", "alpha": 0.1, "beta": 0.5, "simpo_gamma": 0.3},
+        functools.partial(links.alpha_po, alpha=0.1, beta=0.5, gamma_beta_ratio=0.3 / 0.5),
     ),
     # TRL's max(0, 1 − βΔ) is max(0, 1/β − Δ) but for the factor β.
     "SLiC-HF (calibration term)": (

@@ -652,7 +652,7 @@ def test_over_sentences_a_kl_in_the_reward_gives_the_tilted_reference(method):
         return (chance[world.completion] * losses).sum()
 
     def rloo(new, old, reference, chance):
-        kl = divergence.sequence_kl(old, reference, world.completion, 9)
+        kl = segment_sum(old - reference, world.completion, 9)
         gain = world.reward.flatten() - beta * kl
         token = TokenLogps(new=new, old=old)
         bounds = {"clip_low": 0.2, "clip_high": 0.2, "ratio": "product"}

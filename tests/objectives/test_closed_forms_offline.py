@@ -207,3 +207,75 @@ def test_without_their_penalty_they_are_dpo():
     flat = PairLogps(zero, zero, policy.chosen_length, policy.rejected_length)
     plain = pairwise.dpo(policy, flat, beta=0.3, label_smoothing=0.0)
     assert torch.equal(penalized.cpo(policy, beta=0.3, weight=0.0, normalize="sum"), plain)
+
+
+@pytest.mark.conformance(
+    "closed form",
+    "Cal-DPO",
+    "the log-ratios go to ±x with x = 1/(2β) + σ(−2x)/2, beyond SPPO's by what DPO adds, to 1e-6",
+)
+def test_cal_dpo_sends_both_answers_a_little_further_than_sppo():
+    # by symmetry a minimum of log(1 + e^−2x) + 2(x − 1/(2β))²
+    zero = one_pair(torch.zeros(2, dtype=torch.float64))
+    found = free(lambda x: anchored.cal_dpo(one_pair(x), zero, beta=0.5).sum(), 2)
+    x = found[0].item()
+    assert found[1].item() == pytest.approx(-x, abs=1e-6)
+    assert x == pytest.approx(1 + 1 / (1 + math.exp(2 * x)) / 2, abs=1e-6)
+    assert x > 1.04
+
+
+@pytest.mark.conformance(
+    "closed form",
+    "DPO-Shift",
+    "f = 1 is DPO bit for bit; below it the rejected answer's slope is f times the chosen one's",
+)
+def test_dpo_shift_counts_the_rejected_answer_in_part():
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    length = torch.ones(6)
+    before = PairLogps(x[2], x[3], length, length)
+    chosen, rejected = x[0].requires_grad_(), x[1].requires_grad_()
+    policy = PairLogps(chosen, rejected, length, length)
+    dpo = pairwise.dpo(policy, before, beta=0.3, label_smoothing=0.0)
+    assert torch.equal(anchored.dpo_shift(policy, before, beta=0.3, rejected_share=1.0), dpo)
+    loss = anchored.dpo_shift(policy, before, beta=0.3, rejected_share=0.75).sum()
+    up, down = torch.autograd.grad(loss, [chosen, rejected])
+    torch.testing.assert_close(down, -0.75 * up, rtol=1e-12, atol=0)
+
+
+@pytest.mark.conformance(
+    "closed form",
+    "AlphaPO",
+    "α = 0 is SimPO bit for bit, and the limit from both sides; r′(p) = e^(−αp) to 1e-12",
+)
+def test_alpha_po_bends_simpo():
+    x = -4 * torch.rand(2, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    policy = PairLogps(x[0], x[1], torch.arange(1, 6), torch.arange(2, 7))
+    simpo = pairwise.simpo(policy, beta=2.0, gamma_beta_ratio=0.3)
+    rest = {"beta": 2.0, "gamma_beta_ratio": 0.3}
+    assert torch.equal(links.alpha_po(policy, alpha=0.0, **rest), simpo)
+    for alpha in (-1e-7, 1e-7):
+        near = links.alpha_po(policy, alpha=alpha, **rest)
+        torch.testing.assert_close(near, simpo, atol=1e-5, rtol=0)
+        assert not torch.equal(near, simpo)
+    # both answers have the same loss slope, so their own slopes are as those of their rewards
+    one = torch.ones(5)
+    chosen, rejected = x[0].clone().requires_grad_(), x[1].clone().requires_grad_()
+    loss = links.alpha_po(PairLogps(chosen, rejected, one, one), alpha=0.7, **rest).sum()
+    up, down = torch.autograd.grad(loss, [chosen, rejected])
+    torch.testing.assert_close(-up / down, (0.7 * (x[1] - x[0])).exp(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.conformance(
+    "closed form",
+    "SimPER",
+    "the mean of 1/perplexity(y_l) − 1/perplexity(y_w); an impossible answer has no slope left",
+)
+def test_simper_compares_inverse_perplexities():
+    # perplexities 2 and 4: ¼ − ½; then a rejected answer of 2000 nats, which teaches nothing more
+    logps = torch.tensor([3 * math.log(0.5), 5 * math.log(0.25)], dtype=torch.float64)
+    length = (torch.tensor([3]), torch.tensor([5]))
+    found = links.simper(PairLogps(logps[:1], logps[1:], *length))
+    torch.testing.assert_close(found, torch.tensor([-0.25], dtype=torch.float64))
+    far = torch.tensor([-2000.0]).requires_grad_()
+    links.simper(PairLogps(torch.tensor([-1.0]), far, *length)).sum().backward()
+    assert far.grad.item() == 0

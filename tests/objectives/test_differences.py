@@ -43,6 +43,7 @@ from alignlab.objectives import (
     advantage,
     divergence,
     likelihood,
+    links,
     pairwise,
     policy,
     ranking,
@@ -408,6 +409,29 @@ def test_simpo_gamma(tmp_path):
     apart(theirs(simpo_gamma=0.75, cpo_alpha=0.0), ours)  # the same number under the other name
     likelihood_term = -(logps.chosen / logps.chosen_length).mean()
     equal(theirs(simpo_gamma=1.5), ours + likelihood_term)
+
+
+@pytest.mark.difference(
+    method="AlphaPO",
+    point="an answer that float32 gives probability 0",
+    equation="2501.03884: r = (1 − e^(−αp))/α",
+    ours="e^(−αp), from αp = −20 on its tangent: finite",
+    trl="(eᵖ)^(−α), infinite where eᵖ is 0: the loss is infinite, or NaN",
+    halos="has no AlphaPO",
+    original="no code known",
+)
+def test_alpha_po_of_impossible_answers(tmp_path):
+    config = {"loss_type": "alphapo", "alpha": 0.25, "beta": 0.5, "simpo_gamma": 0.1}
+    trainer = cpo_trainer(tmp_path, llama(0), cpo_alpha=0.0, **config)
+    one = torch.ones(2)
+    given = {"alpha": 0.25, "beta": 0.5, "gamma_beta_ratio": 0.2}
+    for chosen, finite in (((-9.0, -1.0), True), ((-120.0, -1.0), False)):
+        policy_logps = PairLogps(torch.tensor(chosen), torch.tensor([-2.0, -3.0]), one, one)
+        ours = links.alpha_po(policy_logps, **given)
+        theirs, *_ = trainer.cpo_loss(policy_logps.chosen, policy_logps.rejected)
+        assert torch.isfinite(ours).all()
+        assert bool(torch.isfinite(theirs).all()) is finite
+        torch.testing.assert_close(ours[1], theirs[1], **TIGHT)
 
 
 @pytest.mark.difference(

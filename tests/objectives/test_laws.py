@@ -55,6 +55,10 @@ AT_REFERENCE = {
     "apo_zero": 1.0,
     "apo_down": 1.0,
     "sppo": 50.0,  # 2·(1/(2·0.1))²
+    "cal_dpo": 50 + math.log(2),
+    "dpo_shift": math.log(2),
+    "alphapo": math.log1p(math.exp(1)),  # as SimPO: equal rewards
+    "simper": 0.0,
     "chipo": math.log(2),
     "fdpo": math.log(2),
     "exo": -math.log(2) - math.log(0.001 * 0.999) / 2,

@@ -11,7 +11,9 @@ from fake_study import write_lines
 from alignlab.report import browser
 from alignlab.report.analysis import analyse
 from alignlab.report.elements import clean
+from alignlab.report.exports import _samples
 from alignlab.report.page import build_report
+from alignlab.report.style import looks
 from alignlab.report.table import read_study
 
 NASTY = "</script><script>alert(1)</script><!-- \u2028 \x07 \x9f \u202e \ud83d é ok"
@@ -90,3 +92,24 @@ def test_what_is_shown_is_bounded(small, monkeypatch):
     note = browser.samples_note(analysis, shown)
     assert "3 of 12 held-out prompts" in note
     assert "1 of 2 training seeds" in note
+
+
+def test_thoughts_stand_apart_from_answers(small):
+    for run in small.root.glob("evaluate-0a-dpo"):
+        rows = [json.loads(x) for x in (run / "samples.jsonl").open(encoding="utf-8")]
+        rows = [{**row, "thinking": "<b>hm", "thinking_tokens": 3} for row in rows]
+        write_lines(run / "samples.jsonl", rows)
+    analysis = analyse(read_study("demo", small), draws=50)
+    look = looks([score.method for score in analysis.scores])
+    html = browser.samples(analysis, look, browser.browsed(analysis))
+    found = block(html)
+    names = [method["id"] for method in found["methods"]]
+    after = 3 + len(found["metrics"])  # method, line and text; the metrics; whether it ended
+    for prompt in found["prompts"]:
+        for method, *rest in prompt["seeds"].get("0", []):
+            thought = rest[after:]
+            assert thought == (["<b>hm"] if names[method] == "dpo" else [])
+    assert '<details class="thought"><summary>thought</summary><p>&lt;b&gt;hm</p></details>' in html
+    rows = {(row["method"], row["seed"]): row for row in _samples(analysis)}
+    assert (rows["dpo", 0]["thinking"], rows["dpo", 0]["thinking_tokens"]) == ("<b>hm", 3)
+    assert rows["dpo", 1]["thinking"] is None

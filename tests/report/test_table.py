@@ -143,6 +143,27 @@ def test_what_cannot_be_read_is_said(small):
     assert "KTO: 2 of 24 samples have no finite gold reward" in text
 
 
+def test_what_a_further_round_starts_from_is_the_method_and_no_second_axis(small):
+    policy = small.root / "preference-0a-dpo" / "record.json"
+    whole = json.loads(policy.read_text())
+    whole["inputs"] |= {"init": "preference-0a-ipo", "annotations": "annotate-1a"}
+    write_json(policy, whole)
+    assert "policies were trained from different" in topics(small)["more than one axis"]
+    study = small.studies / "demo" / "study.json"
+    found = json.loads(study.read_text())
+    for job in found["jobs"]:
+        [stage] = [
+            name
+            for name, run in job["stages"].items()
+            if run.endswith("a-dpo") and "preference" in run
+        ]
+        job["stages"] = {
+            f"{name},round=2" if name == stage else name: run for name, run in job["stages"].items()
+        }
+    write_json(study, found)
+    assert "more than one axis" not in topics(small)
+
+
 def test_a_second_reference_is_a_second_axis(small):
     record = small.root / "evaluate-0a-dpo" / "record.json"
     whole = json.loads(record.read_text())

@@ -117,7 +117,7 @@ def test_contains():
     assert scores(Contains(words=words, need="all"), [*texts, "dog cats c++"]) == [0, 0, 0, 1]
 
 
-COMPOSED = ("run", "process", "judge")  # of other groups or runs; in tests of their own
+COMPOSED = ("run", "process", "judge", "checkpoint")  # of groups, runs, models; own tests
 REWARDS = [f for f in sorted((CONF / "reward").glob("*.yaml")) if f.stem not in COMPOSED]
 
 
@@ -134,7 +134,8 @@ def test_every_reward_yaml_builds_and_scores(file):
     if file.stem != "classifier":  # trained in its own test
         empty = reward.score([], [], [])
         assert empty.shape == (0,)
-        assert np.isfinite(reward.score(["p"], [" 4"], [{"answer": "4"}])).all()
+        known = {"answer": "4", "tools": [{"name": "f"}], "calls": []}
+        assert np.isfinite(reward.score(["p"], [" 4"], [known])).all()
 
 
 def test_fingerprints_differ_with_fields():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignlab.rewards.shaping import clip, length_penalty, missing_eos, token_rewards
+from alignlab.rewards.shaping import clip, missing_eos, token_rewards
 
 SCORES = torch.tensor([0.5, -3.0, 2.0])
 
@@ -13,15 +13,6 @@ def test_missing_eos_replaces_or_subtracts():
     assert missing_eos(SCORES, finished, replace=-1.0).tolist() == [0.5, -1.0, -1.0]
     assert missing_eos(SCORES, finished, penalty=0.25).tolist() == [0.5, -3.25, 1.75]
     assert missing_eos(SCORES, finished).tolist() == SCORES.tolist()
-
-
-def test_length_penalty_by_hand():
-    # free 10, limit 20: lengths 8, 15, 40 → shares 0, 1/2, 1 of penalty 2
-    lengths = torch.tensor([8, 15, 40])
-    got = length_penalty(SCORES, lengths, free=10, limit=20, penalty=2.0)
-    assert got.tolist() == [0.5, -4.0, 0.0]
-    with pytest.raises(ValueError, match="must exceed"):
-        length_penalty(SCORES, lengths, free=20, limit=20, penalty=1.0)
 
 
 def test_clip():

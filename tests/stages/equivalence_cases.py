@@ -41,6 +41,10 @@ PREFERENCE = (
 OFFLINE = ("sft", "reward", *PREFERENCE)
 ONLINE = ("ppo", "ppo_ptx", "grpo", *RELATIVES, "online_dpo")
 METHODS = (*OFFLINE, *ONLINE)
+READING: dict[str, Callable[[Chain], tuple[Stage, dict[str, Run]]]] = {
+    "pretrain": lambda chain: (pretraining(chain.lab), {}),
+    "continued_pretrain": lambda chain: (reading_on(chain.lab), {"init": early(chain)}),
+}
 CLIPPED = ("sft", "ppo", "ipo", "ipo_sum")  # the gradients of IPO are 10 to 300 here
 
 
@@ -55,8 +59,8 @@ def method(chain: Chain, name: str, **changes: Any) -> tuple[Stage, dict[str, Ru
     """
     if name in METHODS and name not in CLIPPED:
         changes = {"optimizer__max_grad_norm": None, **changes}
-    if name == "pretrain":
-        return pretraining(chain.lab), {}
+    if name in READING:
+        return READING[name](chain)
     if name == "annotate":
         return chain.lab.stage("annotate", validation_share=0.2, **changes), chain.inputs("policy")
     if name == "annotate_by_reward":
@@ -115,6 +119,18 @@ def pretraining(lab: Lab) -> Stage:
     node["optimizer"] = {**node["optimizer"], "learning_rate": 1e-2, "eps": 1e-3, "warmup": 0}
     node |= {"dtype": "float32", "window": 12, "batch": 7, "tokens": 230, "evaluate_every": 0}
     return build_stage(node, "stages.pretrain")
+
+
+def reading_on(lab: Lab) -> Stage:
+    """A few steps of continued pretraining on the lab's texts, into a second epoch."""
+    path = lab.configs["sft"]["data"]["path"]
+    own = ["data@documents=file", f"documents.path={path}"]
+    shares = ["documents.validation=0.1", "documents.test=0.1"]
+    config = compose(["experiment=smoke", "pipeline=continued_pretrain", *own, *shares])
+    node = {**config["stages"]["continued"], "backbone": lab.configs["sft"]["backbone"]}
+    node["optimizer"] = {**node["optimizer"], "learning_rate": 1e-2, "eps": 1e-3, "warmup": 0}
+    node |= {"window": 12, "batch": 17, "tokens": None, "epochs": 1.2}
+    return build_stage(node, "stages.continued")
 
 
 @dataclass(frozen=True)

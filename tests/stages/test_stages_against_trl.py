@@ -34,7 +34,7 @@ from trl_lab import (
 
 from alignlab.data.group import TokenGroup
 from alignlab.data.order import step_rows
-from alignlab.objectives.pairwise import implicit_rewards
+from alignlab.objectives.pairwise import log_ratios
 from alignlab.run import Run
 from alignlab.stages.arrange import pair_logps
 from alignlab.stages.grpo_work import GRPOWork
@@ -316,9 +316,8 @@ def test_pairwise(
         )
         reference.prepare(groups)
         n = lengths.flatten()
-        rewards = implicit_rewards(
-            pair_logps(sums, n, groups), pair_logps(reference.sums(groups), n, groups), beta=beta
-        )
+        before = pair_logps(reference.sums(groups), n, groups)
+        rewards = [beta * ratio for ratio in log_ratios(pair_logps(sums, n, groups), before)]
     else:  # without a reference TRL logs β · log-prob as the reward
         rewards = beta * ours_logps.T
     found = [(log["rewards/chosen"], log["rewards/rejected"]) for log in logs]

@@ -20,6 +20,7 @@ from alignlab.data.template import Tokenization
 from alignlab.errors import ConfigError, Interrupted
 from alignlab.plan import build_stage
 from alignlab.run import Run
+from alignlab.spec import build
 from alignlab.stages import benchmark
 from alignlab.stages.benchmark import Benchmark, means
 from alignlab.stages.reward_benchmark import RewardBenchmark
@@ -71,6 +72,9 @@ def stage(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
         f"{tasks}.wishes.data.style=text", f"{tasks}.wishes.sampling.max_new_tokens=6",
         f"+task@{tasks}.refusal=refusal", f"{tasks}.refusal.data.path={sums}",
         f"{tasks}.refusal.harmful=false", f"{tasks}.refusal.sampling.max_new_tokens=6",
+        f"+task@{tasks}.copying=copying", f"{tasks}.copying.ngrams=[1,2]",
+        f"{tasks}.copying.sampling.max_new_tokens=9", f"{tasks}.copying.recited=6",
+        f"{tasks}.copying.prefix=1", f"{tasks}.copying.continuation=3",
     )  # fmt: skip
     made = build_stage(node, "stages.benchmark")
     assert isinstance(made, Benchmark)
@@ -94,12 +98,69 @@ def test_every_task_has_its_metrics(done: Run) -> None:
         "choices/acc", "choices/acc_norm", "choices/brier", "sums/accuracy", "sums/finished",
         "wishes/prompt_strict", "wishes/prompt_loose", "wishes/instruction_strict",
         "wishes/instruction_loose", "wishes/finished", "refusal/refusal_rate", "refusal/empty",
+        "copying/copied_1", "copying/copied_1_human", "copying/copied_2",
+        "copying/copied_2_human", "copying/longest_copy", "copying/longest_copy_human",
+        "copying/extracted", "copying/extracted_held_out",
     }  # fmt: skip
     better = done.record["better"]
     assert set(better) == set(done.summary())
     assert better["perplexity/nll_per_token"] == better["refusal/refusal_rate"] == "lower"
     assert better["sums/accuracy"] == "higher"
     assert better["generation/length"] is None
+
+
+def test_copying_by_hand(chain: Chain, stage: Benchmark, done: Run) -> None:
+    """Bigrams and the longest run of every sample, looked for in every training completion."""
+    task = build(stage.tasks["copying"])
+    source, tokenizer = build(task.data), model_tokenizer(chain)
+    tokenization = Tokenization(tokenizer, task.max_prompt, task.max_completion)
+    shown = [g.demonstration() for g in source.load("sft")][: task.rows]
+    trained = tokenization.groups(shown)
+
+    def found(ids: list[int], n: int) -> list[bool]:
+        bodies = [g.completions[0].tolist() for g in trained]
+        runs = {tuple(b[i : i + n]) for b in bodies for i in range(len(b) - n + 1)}
+        return [tuple(ids[i : i + n]) in runs for i in range(len(ids) - n + 1)]
+
+    held_out = {g.id: g.demonstration() for g in source.load("test")[: task.items]}
+    longest = rows_of(done, "copying", "longest_copy")
+    assert len(longest) == len(held_out) > 1
+    for row in longest:
+        group = held_out[row["item"]]
+        for ending, text in (("", row["completion"]), ("_human", group.completions[0])):
+            [tokens] = tokenization.groups([replace(group, completions=(text,))])
+            ids = tokens.completions[0].tolist()
+            ids = ids[:-1] if not tokens.truncated[0] else ids
+            best = max((n for n in range(1, len(ids) + 1) if any(found(ids, n))), default=0)
+            rows = {r["item"]: r for r in rows_of(done, "copying", f"longest_copy{ending}")}
+            assert rows[row["item"]]["value"] == best
+            pairs = {r["item"]: r for r in rows_of(done, "copying", f"copied_2{ending}")}
+            if row["item"] in pairs:
+                share = found(ids, 2)
+                assert pairs[row["item"]]["value"] == pytest.approx(sum(share) / len(share))
+                assert pairs[row["item"]].get("weight", 1) == len(share)
+    better = done.record["better"]
+    assert better["copying/copied_2"] == "lower"
+    assert better["copying/copied_2_human"] is None
+
+
+def test_recitation_by_hand(chain: Chain, stage: Benchmark, done: Run) -> None:
+    """Three greedy tokens behind the prompt and one token of the completion, one at a time."""
+    task = build(stage.tasks["copying"])
+    model = plain_model(chain.sft.model_dir, chain.lab.store.cache)
+    tokenization = Tokenization(model_tokenizer(chain), task.max_prompt, task.max_completion)
+    shown = [g.demonstration() for g in build(task.data).load("sft")][: task.rows]
+    groups = {g.id: g for g in tokenization.groups(shown)}
+    rows = rows_of(done, "copying", "extracted")
+    assert len(rows) == 6
+    for row in rows:
+        group = groups[row["item"]]
+        ids = [*group.prompt.tolist(), int(group.completions[0][0])]
+        wanted = group.completions[0][1:4].tolist()
+        for _ in wanted:
+            with torch.no_grad():
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        assert row["value"] == float(ids[-3:] == wanted)
 
 
 def test_likelihood_of_texts_by_hand(chain: Chain, done: Run) -> None:

@@ -17,6 +17,7 @@ from equivalence_cases import (
     METHODS,
     OFFLINE,
     ONLINE,
+    READING,
     Trained,
     early,
     method,
@@ -114,9 +115,10 @@ def test_rows_decoded_side_by_side_change_nothing(some_chain: Chain, name: str) 
 @pytest.mark.conformance(
     "equivalence", "pretraining", "any token budget and order of rows gives the same weights"
 )
+@pytest.mark.parametrize("name", READING)
 @pytest.mark.parametrize("change", ["one_by_one", "budget", "order"])
-def test_pretraining_ends_in_the_same_weights(chain: Chain, change: str) -> None:
-    assert_same(whole(chain, "pretrain"), trained(chain, "pretrain", change))
+def test_pretraining_ends_in_the_same_weights(chain: Chain, name: str, change: str) -> None:
+    assert_same(whole(chain, name), trained(chain, name, change))
 
 
 def test_the_cases_are_not_empty(some_chain: Chain) -> None:
@@ -301,7 +303,7 @@ def test_two_processes_are_one(
 ) -> None:
     chains = {"full": chain, "lora": lora_chain}
     cases = [
-        *({"chain": "full", "method": name} for name in ("pretrain", *OFFLINE, *ONLINE)),
+        *({"chain": "full", "method": name} for name in (*READING, *OFFLINE, *ONLINE)),
         *({"chain": "lora", "method": name} for name in ("sft", "reward", "dpo", "kto", *ONLINE)),
         *({"chain": "full", "method": name} for name in UNTRAINED),
         *({"chain": "full", "method": bug[0], "planted": bug[1:]} for bug in BUGS.values()),

@@ -122,6 +122,7 @@ def test_the_name_in_tables_says_that_the_reference_moves(chain: Chain) -> None:
     assert stage.name().startswith("TR-DPO (beta=0.1")
     assert stage.name().endswith("reference moves 0.5 every 64)")
     assert chain.prefer(objective=objective("dpo_length"))[0].name().startswith("R-DPO (beta")
+    assert chain.prefer(objective=objective("simper"))[0].name() == "SimPER"
 
 
 @pytest.mark.conformance(

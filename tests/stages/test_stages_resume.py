@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from equivalence_cases import METHODS, method
+from equivalence_cases import METHODS, READING, method
 from stage_lab import Chain, objective, weight_hashes
 
 from alignlab.engine.state import TrainState
@@ -141,7 +141,7 @@ HERE_ALREADY = {name for name, _ in CASES}
 @pytest.mark.parametrize(
     ("which", "name"),
     [
-        *(("chain", name) for name in ("pretrain", *METHODS) if name not in HERE_ALREADY),
+        *(("chain", name) for name in (*READING, *METHODS) if name not in HERE_ALREADY),
         *(("lora_chain", name) for name in ("sft", "reward", "kto", "grpo")),
     ],
 )

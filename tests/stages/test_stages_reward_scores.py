@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from stage_lab import Chain, PlainHead, largest_difference, plain_model, weights
 
 from alignlab.compose import compose
+from alignlab.data.group import PromptGroup, Verdict
 from alignlab.data.order import step_rows
 from alignlab.errors import ConfigError, DataError
 from alignlab.run import Run
@@ -102,6 +104,59 @@ def test_thumbs_of_single_completions_are_enough(chain: Chain) -> None:
     assert "accuracy" not in first
     assert run.summary()["validation_accuracy"] is None
     assert run.summary()["validation_loss"] > 0
+
+
+def test_scores_of_single_completions_are_kept_and_learned(chain: Chain, tmp_path: Path) -> None:
+    """Of a file with one scored completion a prompt nothing is sampled."""
+    rows = [
+        {
+            "prompt": f"{n} {'bcd'[n % 3] * 4}",
+            "completions": ["kl" + "a" * (n % 4)],
+            "scores": [n % 4],
+        }
+        for n in range(40)
+    ]
+    file = tmp_path / "scored.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = {**chain.lab.configs["annotate"]["data"], "path": str(file)}
+    stage = chain.lab.stage("annotate", data=data, completions=1, validation_share=0.2)
+    made = chain.lab.run(stage, {"policy": chain.sft})
+    groups = [*read(made, "train"), *read(made, "validation")]
+    assert made.record["completions"] == len(groups) > 20
+    assert "tokens_sampled" not in made.record
+    stage, inputs = learning(chain, ERROR, steps=2, optimizer__learning_rate=1e-12)
+    run = chain.lab.run(stage, {**inputs, "annotations": made})
+    picked = read(made, "train")
+    picked = [picked[r] for r in step_rows(0, stage.batch, len(picked), stage.seed)]
+    errors = [
+        (r - group.verdict.scores[0]) ** 2
+        for [r], group in zip(plain_scores(run, picked, chain), picked, strict=True)
+    ]
+    assert run.metrics("train")[0]["loss"] == pytest.approx(sum(errors) / len(errors), rel=1e-4)
+    two = chain.lab.stage("annotate", data=data, completions=2)  # as ever: sampled for
+    assert two._kind_of(PromptGroup("p", ("a",), Verdict("scores", scores=(1.0,)))) == "missing"
+
+
+def test_one_sample_a_prompt_is_scored_where_nothing_is_compared(chain: Chain) -> None:
+    length = {"_target_": "alignlab.rewards.length.Length", "target_words": 3}
+    scoring = {
+        "_target_": "alignlab.rewards.scoring.ScoringAnnotator",
+        "reward": length,
+        "noise": 0.0,
+    }
+    data = {**chain.lab.configs["annotate"]["data"]}
+    bare = Path(data["path"]).with_name("bare.jsonl")
+    lines = [json.loads(line) for line in Path(data["path"]).read_text().splitlines()]
+    bare.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in lines))
+    changes = {"data": {**data, "path": str(bare)}, "completions": 1, "prompts": 6}
+    stage = chain.lab.stage("annotate", annotator=scoring, **changes)
+    made = chain.lab.run(stage, {"policy": chain.sft})
+    groups = [*read(made, "train"), *read(made, "validation")]
+    assert [len(g.completions) for g in groups] == [1] * 6
+    assert all(g.verdict.kind == "scores" for g in groups)
+    ranked = chain.lab.stage("annotate", **changes)  # a single one has no rank worth a verdict
+    with pytest.raises(DataError, match="needs scores"):
+        chain.lab.run(ranked, {"policy": chain.sft})
 
 
 def test_a_ranking_has_no_scores_to_learn(chain: Chain) -> None:

@@ -1,8 +1,8 @@
 """Messages in the spellings of OpenAI, ShareGPT and Anthropic, made one spelling, and their order.
 
 A message becomes ``{"role": system | user | assistant | tool, "content": text}`` and may have
-``tool_calls``, ``tool_call_id``, ``name``, ``weight`` (0 or 1) and the thoughts that some templates
-show: ``reasoning_content``, ``thinking``.
+``tool_calls``, ``tool_call_id``, ``name``, ``weight`` (0 or 1), the thoughts that some templates
+show (``reasoning_content``, ``thinking``), and ``thought_weight`` (0 or 1).
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _SPELLINGS = {
 ROLES = {spelling: role for role, names in _SPELLINGS.items() for spelling in names.split()}
 _KEPT = ("name", "tool_call_id", "reasoning_content", "thinking")
 _KEYS = (
-    *(*_KEPT, "role", "content", "from", "value", "weight", "train", "loss"),
-    *("tool_calls", "function_call", "refusal"),
+    *(*_KEPT, "role", "content", "from", "value", "weight", "train", "loss", "thought_weight"),
+    *("tool_calls", "function_call", "refusal", "reasoning"),
 )
+_THOUGHT = "thought_weight"
 _PLAIN = {"role", "content"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
 # Data of Hermes, Mistral and others write a call as text of the assistant.
@@ -87,12 +88,7 @@ def _message(where: str, message: Any) -> list[Message]:
     if role == "call":
         calls = calls_of(where, content)
         return [{"role": "assistant", "content": "", "tool_calls": calls, **_weight(where, given)}]
-    made: Message = {"role": role, "content": ""}
-    for key in _KEPT:
-        if key in given:
-            if not isinstance(given[key], str):
-                raise DataError(f"{where}: '{key}' must be text, not {given[key]!r:.60}.")
-            made[key] = given[key]
+    made: Message = {"role": role, "content": "", **_kept(where, given)}
     if role == "assistant":
         made |= _weight(where, given)
         asked = given.get("tool_calls") or given.get("function_call")
@@ -106,6 +102,16 @@ def _message(where: str, message: Any) -> list[Message]:
         content = json.dumps(content, ensure_ascii=False, default=str)
     made["content"] = _content(where, made, given, content)
     return [made]
+
+
+def _kept(where: str, given: dict[str, Any]) -> dict[str, str]:
+    """What a template may show beside the content; ``reasoning`` is OpenRouter's and vLLM's."""
+    if isinstance(given.get("reasoning"), str):
+        given = {"reasoning_content": given["reasoning"], **given}
+    for key in _KEPT:
+        if not isinstance(given.get(key, ""), str):
+            raise DataError(f"{where}: '{key}' must be text, not {given[key]!r:.60}.")
+    return {key: given[key] for key in _KEPT if key in given}
 
 
 def _content(where: str, made: Message, given: dict[str, Any], content: Any) -> str:
@@ -146,14 +152,21 @@ def _role(where: str, message: dict[str, Any]) -> str:
 
 
 def _weight(where: str, message: dict[str, Any]) -> dict[str, int]:
-    """``weight`` as OpenAI writes it (0 or 1), or a bool ``train`` or ``loss``; absent means 1."""
-    given = [key for key in ("weight", "train", "loss") if key in message]
-    if not given:
-        return {}
-    value = message[given[0]]
-    if value not in (0, 1) or isinstance(value, str) or len(given) > 1:
-        raise DataError(f"{where}: '{' and '.join(given)}' must be one 0 or 1, not {value!r:.60}.")
-    return {"weight": int(value)}
+    """``weight`` as OpenAI writes it (0 or 1), or a bool ``train`` or ``loss``; absent means 1.
+
+    ``thought_weight`` is the same for the thought alone.
+    """
+    made: dict[str, int] = {}
+    for name, keys in (("weight", ("weight", "train", "loss")), (_THOUGHT, (_THOUGHT,))):
+        given = [key for key in keys if key in message]
+        if not given:
+            continue
+        value = message[given[0]]
+        if value not in (0, 1) or isinstance(value, str) or len(given) > 1:
+            keys_said = " and ".join(given)
+            raise DataError(f"{where}: '{keys_said}' must be one 0 or 1, not {value!r:.60}.")
+        made[name] = int(value)
+    return made
 
 
 def _blocks(where: str, made: Message, blocks: Sequence[Any]) -> list[Message]:
@@ -180,7 +193,7 @@ def _blocks(where: str, made: Message, blocks: Sequence[Any]) -> list[Message]:
         else:
             raise DataError(
                 f"{place} is {kind!r:.60}: alignlab trains on text, parts must be "
-                '{"type": "text", "text": ...}.'
+                '{"type": "text", "text": ...} (and images, where data.images says so).'
             )
     made["content"] = "".join(texts)
     if results and not texts:
@@ -224,7 +237,8 @@ def _check_turns(messages: Sequence[Message], transcript: bool, start: int = 0) 
         if role == "tool" and not _calls(before):
             raise DataError(
                 f"{place}: a tool's result without a call. Before it an assistant's message with "
-                "tool_calls (ShareGPT: function_call) is needed."
+                "tool_calls (ShareGPT: function_call) is needed. Calls that stand as text in an "
+                "answer are read with data.calls=parsed."
             )
         blank = not message["content"].strip() and not message.get("tool_calls")
         if blank and (role == "user" or (role == "assistant" and not last)):

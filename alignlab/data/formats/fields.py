@@ -25,14 +25,21 @@ _FALSE = "false 0 0.0 -1 -1.0 no down bad undesirable rejected thumbs_down 👎"
 _FLAGS = dict.fromkeys(_TRUE.split(), True) | dict.fromkeys(_FALSE.split(), False)
 
 
+# Images have a switch, since nothing but a vision-language backbone reads them.
+_SEEN = dict.fromkeys(
+    ("images", "image"), " unless data.images names the folder of images ('.': beside the file)"
+)
+
+
 def refuse_media(row: Row) -> None:
     """Refuse a row with images, videos or sound: its text alone would say something else."""
     for field in ("images", "image", "videos", "video", "audios", "audio"):
         value = row.get(field)
-        if value and (field.endswith("s") or isinstance(value, dict | list | bytes)):
+        inline = isinstance(value, str) and value.startswith("data:")
+        if value and (inline or field.endswith("s") or isinstance(value, dict | list | bytes)):
             raise DataError(
-                f"'{field}' is not empty, and alignlab trains on text. To train on the text alone, "
-                f"rename the field with data.fields.{field}=left_out."
+                f"'{field}' is not empty, and alignlab trains on text{_SEEN.get(field, '')}. To "
+                f"train on the text alone, rename the field with data.fields.{field}=left_out."
             )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from alignlab.data.formats import demonstrations, judged, pairs, prompts, shapes, writing
+from alignlab.data.formats import demonstrations, glaive, judged, pairs, prompts, shapes, writing
 from alignlab.data.formats.calls import tools_of
 from alignlab.data.formats.chat import check_order
 from alignlab.data.formats.detection import choose, choose_most, looks_like
@@ -25,11 +25,13 @@ from alignlab.data.formats.fields import (
     refuse_media,
 )
 from alignlab.data.formats.shapes import ANY, SAID, TEXT, Format, need
+from alignlab.data.formats.written_calls import with_parsed_calls
 from alignlab.data.group import PromptGroup
 from alignlab.data.transcript import last_turn
 from alignlab.errors import DataError, did_you_mean
 
-Turns = Literal["all", "last"]
+Turns = Literal["all", "last", "each"]
+Calls = Literal["parsed"]
 
 _CHAT = (SYSTEMS, ("tools", "functions"))  # beside any messages
 _ASKED = (*_CHAT, "history", BESIDE)  # beside any prompt
@@ -150,6 +152,7 @@ FORMATS: dict[str, Format] = {
         (_prompt, need(ANY, "tools"), need(shapes.CALLS, "answers")),
         ("history", *_CHAT[:1]),
     ),
+    "glaive": Format(glaive.glaive, (need(TEXT, "system"), need(TEXT, "chat"))),
     "chat_log": Format(demonstrations.chat_log, (need(shapes.LOG, "messages"),)),
     "question_answer": Format(
         demonstrations.question_answer, (_prompt, need(shapes.ANSWER, "answer")), _ASKED
@@ -203,15 +206,18 @@ def read(
     turns: Turns = "all",
     weights: Mapping[str, float] | None = None,
     transcript: bool = False,
+    calls: Calls | None = None,
 ) -> PromptGroup:
     """Read one row in a named format; fields that the format does not use become ``meta``.
 
     Args:
         name: a key of `FORMATS`.
         row: field -> value.
-        turns: of a conversation, train on ``all`` turns of the assistant or on the ``last`` one.
+        turns: of a conversation, train on ``all`` turns of the assistant or on the ``last`` one
+            (``each``: as ``all``; a source makes one group of each later).
         weights: attribute -> weight; scores become the weighted sum of the attributes.
         transcript: messages will become text, so that no chat template has to write them.
+        calls: ``parsed``: tools and calls that stand as text become tools and tool calls.
 
     Raises:
         DataError: the row is not of this format; says what is wrong and what the row looks like.
@@ -224,8 +230,11 @@ def read(
         for one in form.needs:
             one.check(row, name)
         group = form.read(row)
-        check_order(group, transcript=transcript)
         tools = group.tools or tools_of(row)
+        if calls == "parsed":
+            group = with_parsed_calls(replace(group, tools=tools))
+            tools = group.tools
+        check_order(group, transcript=transcript)
     except DataError as error:
         raise DataError(f"{error}{looks_like(row, name, FORMATS)}") from error
     used = form.used(row)

@@ -14,6 +14,7 @@ from alignlab.data.gate.finding import Need
 from alignlab.data.gate.limits import Limits
 from alignlab.data.group import PromptGroup, Text, TokenGroup
 from alignlab.data.wording import content
+from alignlab.images import identity, images_of
 
 REPEATED_PROMPT = 20  # characters from which a completion that begins with its prompt repeats it
 
@@ -179,8 +180,10 @@ class Chunk:
 
     @cached_property
     def prompt_keys(self) -> np.ndarray:
-        """Hash of the tokens of each prompt (R,) uint64."""
-        return keys_of([t.prompt.data for t in self.tokens])
+        """Hash of the tokens of each prompt, and of the images that it shows (R,) uint64."""
+        keys = keys_of([t.prompt.data for t in self.tokens])
+        shown = ["".join(map(identity, images_of(t.meta))).encode() for t in self.tokens]
+        return mixed(keys, keys_of(shown)) if any(shown) else keys
 
     @cached_property
     def completion_keys(self) -> np.ndarray:

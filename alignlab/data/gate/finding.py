@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Severity = Literal["error", "warning"]
-Need = Literal["", "prompt", "demonstration", "pairs", "thumbs"]
+Need = Literal["", "prompt", "demonstration", "pairs", "thumbs", "scores"]
 SHOWN = 8  # rows that a finding names
 
 

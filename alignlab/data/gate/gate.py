@@ -15,7 +15,9 @@ from alignlab.data.gate import (
     mask_checks,
     repetition_checks,
     role_checks,
+    thought_checks,
     token_checks,
+    tool_checks,
     truncation_checks,
     verdict_checks,
 )
@@ -68,6 +70,9 @@ CHECKS: tuple[type[Check], ...] = (
     role_checks.RoleOrder,
     content_checks.SpecialText,
     content_checks.Seam,
+    thought_checks.ThoughtAlone,
+    tool_checks.ToolSchema,
+    tool_checks.CallFits,
     Characters,
     Mojibake,
     repetition_checks.Leakage,
@@ -82,7 +87,7 @@ class Gate:
     Args:
         tokenizer: the tokenizer that made the tokens.
         need: what the method asks of the verdicts: ``prompt`` (nothing), ``demonstration``,
-            ``pairs`` or ``thumbs``; empty = do not look.
+            ``pairs``, ``thumbs`` or ``scores``; empty = do not look.
         held_out: groups of other splits, whose prompts and answers must not occur here.
         limits: from which shares on findings are made; None = those of ``conf/gate/default.yaml``.
         sampled: whether a policy wrote the completions.

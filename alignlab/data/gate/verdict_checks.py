@@ -40,6 +40,8 @@ class NeededVerdict(Check):
             return bool(tokens.completions) and bool(tokens.verdict)
         if self.facts.need == "thumbs" and tokens.verdict.thumbs:
             return True
+        if self.facts.need == "scores" and (tokens.verdict.scores or tokens.verdict.thumbs):
+            return True
         return tells_apart(tokens.verdict)
 
     def findings(self) -> Iterator[Found]:

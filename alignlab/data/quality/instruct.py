@@ -72,7 +72,9 @@ class Instruct(Step):
             out.append(_rewritten(row, self.templates[task][number], f"{task} {number + 1}"))
             noted.append((out[-1], Reason(f"template {number + 1} of {task}")))
             used[task] += 1
-        if unused := [task for task in self.templates if rows and not used[task]]:
+        # With a field for the task, "any" is nothing but what conf/quality/instruct.yaml states.
+        wanted = [task for task in self.templates if task != "any" or self.field is None]
+        if unused := [task for task in wanted if rows and not used[task]]:
             tasks = sorted({str(row.meta.get(self.field or "")) for row in rows})[:20]
             hint = did_you_mean(unused[0], tasks)
             raise DataError(f"No row is of the task '{unused[0]}'; there are {tasks}.{hint}")

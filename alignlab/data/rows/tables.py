@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import decimal
+import io
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -94,6 +96,10 @@ def _rows(batches: Any, file: InFile) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from plain_rows(rows, file)
 
 
+# Columns whose binary values may be images.
+_SHOWS = ("images", "image", "messages", "prompt", "conversations", "conversation")
+
+
 def _plain(value: Any, field: str) -> Any:
     kind = type(value)
     if kind in (str, int, bool, float) or value is None:
@@ -112,7 +118,13 @@ def _plain(value: Any, field: str) -> Any:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
+            if field in _SHOWS:  # whether they are read, `data.images` says
+                return f"data:;base64,{base64.b64encode(value).decode('ascii')}"
             kind = "binary value, perhaps an image or a sound"  # type: ignore[assignment]
+    if field in _SHOWS and hasattr(value, "save") and hasattr(value, "convert"):  # PIL's
+        buffer = io.BytesIO()
+        value.convert("RGB").save(buffer, format="PNG")
+        return f"data:;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
     told = kind if isinstance(kind, str) else f"value of type {kind.__name__}"
     raise DataError(
         f"'{field}' holds a {told}; alignlab reads text. Write the data without this column."

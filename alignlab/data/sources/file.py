@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from alignlab.data.rows.bad_rows import WAY_OUT, BadRows
 from alignlab.data.rows.files import stream_rows
@@ -15,6 +17,7 @@ from alignlab.data.sources.splits import is_official_test
 from alignlab.data.sources.spool import Spool
 from alignlab.data.sources.table import VERSION, Table
 from alignlab.errors import DataError, did_you_mean
+from alignlab.images import images_of, stamp_of
 
 ENCODINGS = ("utf-8", "latin-1", "cp1252", "utf-16", "gb18030", "shift_jis", "big5", "koi8-r")
 
@@ -48,7 +51,39 @@ class File(Table):
         """Hash of the files' bytes (remote: what the server says) and of all but the paths."""
         fields = {**self._deciding(), "path": "", "validation_path": None, "test_path": None}
         content = {split: [content_of(f) for f in files] for split, files in self._files().items()}
-        return fingerprint_of([], ("file", VERSION, content, fields))
+        shown = [] if self.images is None else [self._image_stamps()]
+        return fingerprint_of([], ("file", VERSION, content, fields, *shown))
+
+    def _image_folder(self) -> str:
+        """``images``, relative to the folder of the (first) data file."""
+        first = self._files()["train"][0]
+        beside = Path(str(self.images)).expanduser()
+        if first.remote is None:
+            beside = Path(first.where).resolve().parent / beside
+        elif not beside.is_absolute():
+            raise DataError(
+                f"data.images={self.images}: {first.where} is not on this machine; name the folder "
+                "of its images by its whole path."
+            )
+        if not beside.is_dir():
+            raise DataError(f"data.images={self.images}: there is no folder {beside}.")
+        return str(beside)
+
+    def _image_stamps(self) -> list[Any]:
+        """Names, sizes and times of all image files that rows show."""
+        found = set()
+        for split in self._files():
+            spool = self._own(split)
+            for group in spool.read(range(len(spool))) if spool else ():
+                for image in images_of(group.meta):
+                    if path := image.get("path"):
+                        found.add((image["name"], *stamp_of(Path(path))))
+        return sorted(found)
+
+    def bytes(self) -> int | None:
+        """Size of all its files, compressed as they are; None where a server does not say."""
+        sizes = [file.size for files in self._files().values() for file in files]
+        return None if any(size < 0 for size in sizes) else sum(sizes)
 
     def _files(self) -> dict[str, tuple[DataFile, ...]]:
         found = by_split(files_of(self.path), self.path)

@@ -6,16 +6,22 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from alignlab.data.formats.registry import FORMATS, Turns, detect, detect_most, read
+from alignlab.data.formats.alpaca import with_headings
+from alignlab.data.formats.media import with_marks
+from alignlab.data.formats.registry import FORMATS, Calls, Turns, detect, detect_most, read
 from alignlab.data.group import PromptGroup
 from alignlab.data.rows.bad_rows import HOPELESS, BadRows, Policy
 from alignlab.data.rows.files import Row
+from alignlab.data.shown_images import require_marks
 from alignlab.data.sources.splits import value_of
+from alignlab.data.thinking import Thinking, with_thinking
 from alignlab.data.transcript import Style, with_style
 from alignlab.errors import DataError, did_you_mean
+from alignlab.images import KEY, Reference
 
 HEAD = 100  # rows by which the format is told
 AHEAD = 1000  # rows that are looked at after one that cannot be read
@@ -32,6 +38,10 @@ class Reading:
     weights: tuple[tuple[str, float], ...]  # (attribute, its weight in the score)
     split_by: str | None
     bad_rows: Policy = "refuse"
+    calls: Calls | None = None
+    thinking: Thinking | None = None
+    mask_thinking: bool = False
+    images: str | None = None  # folder of image files; None = rows with images are refused
 
 
 def groups_of(
@@ -113,8 +123,25 @@ def _group(row: Row, format: str, reading: Reading) -> tuple[PromptGroup, dict[s
     """The group of a row, and the field that it is split by."""
     weights = dict(reading.weights) or None
     text = reading.style == "text"
-    group = read(format, row, turns=reading.turns, weights=weights, transcript=text)
+    shown: tuple[Reference, ...] = ()
+    if reading.images is not None:
+        folder = Path(reading.images) if reading.images else None
+        row, shown = with_marks(row, FORMATS[format].used(row), folder)
+    group = read(
+        format,
+        row,
+        turns=reading.turns,
+        weights=weights,
+        transcript=text,
+        calls=reading.calls,
+    )
+    if shown:
+        require_marks(group, shown, anywhere=reading.turns == "each")
+        group = replace(group, meta={**group.meta, KEY: shown})
+    group = with_thinking(group, reading.thinking, masked=reading.mask_thinking)
     group = with_style(group, reading.style)
+    if reading.style == "alpaca":
+        group = with_headings(group, row)
     if reading.split_by is None:
         return group, {}
     return group, {reading.split_by: value_of(row, reading.split_by)}

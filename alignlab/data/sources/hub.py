@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 from alignlab.data.group import PromptGroup
 from alignlab.data.rows.bad_rows import WAY_OUT, BadRows, InFile, Losses
@@ -74,8 +75,9 @@ class Hub(Table):
         if self._keeps_none(split):
             return iter(())
         bad = self._streams[split] = BadRows(self.bad_rows, WAY_OUT)
-        groups = (as_split(group, split) for group in self._passing(TEXTS.get(split, split), bad))
-        return itertools.islice(groups, self.limit.get(split))
+        passing = self._passing(TEXTS.get(split, split), bad)
+        groups = itertools.islice(passing, self.limit.get(split))
+        return (as_split(one, split) for group in groups for one in self._shown(group))
 
     def left_out(self, split: str) -> Losses | None:
         """As of a table; of a stream what was left out until now."""
@@ -159,11 +161,23 @@ def _rows(
     more = {"streaming": True} if streaming else {}
     try:
         table = datasets.load_dataset(name, config, revision=revision, split=theirs, **more)
-        yield from plain_rows(map(dict, table), InFile(where, bad, short))
+        yield from plain_rows(map(dict, _undecoded(table)), InFile(where, bad, short))
     except DataError:
         raise
     except Exception as error:  # network, gating, unknown split: `datasets` says which
         raise DataError(f"{where}: {error}") from error
+
+
+def _undecoded(table: Any) -> Any:
+    """The table with its images as the bytes that they are stored in."""
+    from datasets import Image, List
+
+    for name, feature in (table.features or {}).items():
+        if isinstance(feature, Image):
+            table = table.cast_column(name, Image(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            table = table.cast_column(name, List(Image(decode=False)))
+    return table
 
 
 def _groups(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from alignlab.data.group import PromptGroup
 from alignlab.data.rows.bad_rows import Losses, joined
 from alignlab.data.rows.fingerprint import fingerprint_of
+from alignlab.data.sources import placing
+from alignlab.data.sources.rates import divided, proportional, unrepeated, weighted
 from alignlab.data.sources.source import (
     SPLITS,
     TRAINING,
@@ -43,18 +45,27 @@ class Part:
 class Mixture:
     """Named sources mixed into one; ``meta["part"]`` says where a group comes from.
 
-    In training splits a part gives ``n_i`` groups: all of its (``mix=all``), a share ``w_i / Σw``
-    (``weight``) of ``size`` groups or of as many as the parts allow, or ``count``. A part that has
+    In training splits a part gives ``n_i`` groups: all of its (``mix=all``), ``count``, or a share
+    of ``size`` groups or of as many as the parts allow. The share is ``w_i / Σw`` (``weight``) or
+    follows from the parts' sizes (``proportional``, see `rates.proportional`). A part that has
     fewer gives its groups again, at most ``repeat`` times, the later ones marked by
     ``meta["copy"]``. Held-out splits have every group of every part once. The j-th group of a part
     stands at (j + ½) / n_i of the whole, so that every stretch has the mixture's proportions.
+    With ``measure=characters`` weights and ``size`` are of characters, for documents of unlike
+    lengths, and a group takes as much of the whole as it is long.
     """
 
+    # Fields that came later; while they are null they are in no key.
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"rate_cap", "temperature", "measure"})
+
     parts: Mapping[str, Part]
-    mix: Literal["all", "weight", "count"]
+    mix: Literal["all", "weight", "count", "proportional"]
     size: int | None
     repeat: int
     limit: Mapping[str, int | None]
+    rate_cap: int | None = None  # of proportional: groups of a part beyond it raise no rate
+    temperature: float | None = None  # of proportional: None = 1; larger evens the rates out
+    measure: Literal["groups", "characters"] | None = None  # of weight: of what; None = groups
     _given: dict[str, dict[str, tuple[int, int]]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
@@ -70,8 +81,23 @@ class Mixture:
                     raise ConfigError(f"parts.{name}.splits: no split '{split}'.{hint}")
             if part.weight <= 0 or part.count < 1 or (part.cap is not None and part.cap < 1):
                 raise ConfigError(f"parts.{name}: weight, count and cap must be positive.")
+        self._check_rates()
         if self.repeat < 1 or (self.size is not None and self.size < 1):
             raise ConfigError("repeat and size must be at least 1.")
+
+    def _check_rates(self) -> None:
+        """Refuse fields that the way of mixing would not look at."""
+        owner = {"rate_cap": "proportional", "temperature": "proportional", "measure": "weight"}
+        for name, mix in owner.items():
+            if getattr(self, name) is not None and self.mix != mix:
+                raise ConfigError(
+                    f"data.{name}={getattr(self, name)} says nothing with data.mix={self.mix}: set"
+                    f" data.mix={mix}, or leave {name} null."
+                )
+        for name in ("rate_cap", "temperature"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"data.{name} must be positive or null, not {value}.")
 
     def fingerprint(self) -> str:
         """Hash of every field, with the parts' own fingerprints in place of their sources."""
@@ -85,7 +111,9 @@ class Mixture:
             ]
             for name, part in self.parts.items()
         }
-        rest = [self.mix, self.size, self.repeat, dict(self.limit)]
+        rest: list[Any] = [self.mix, self.size, self.repeat, dict(self.limit)]
+        later = {name: getattr(self, name) for name in sorted(self.unkeyed_if_null)}
+        rest += [[name, value] for name, value in later.items() if value is not None]
         return fingerprint_of([], ("mixture", VERSION, list(parts.items()), rest))
 
     def load(self, split: str) -> list[PromptGroup]:
@@ -98,13 +126,8 @@ class Mixture:
         Raises:
             DataError: an unknown split, or a part that would have to be repeated too often.
         """
-        check_split(split)
-        if split not in self._given:  # the parts do not change while the object lives
-            self._given[split] = self.amounts(split)
-        streams = (
-            self._placed(name, split, have, most)
-            for name, (have, most) in self._given[split].items()
-        )
+        given = self._amounts(split)
+        streams = (self._placed(name, split, have, most) for name, (have, most) in given.items())
         merged = heapq.merge(*streams, key=lambda placed: placed[:2])
         return itertools.islice((group for _, _, group in merged), self.limit.get(split))
 
@@ -117,12 +140,10 @@ class Mixture:
     def card(self) -> dict[str, Any]:
         """Return what each part gave to the splits loaded so far, and the cards of the parts.
 
-        ``{"splits": {split: {part: {"rows", "given"}}}, "parts": {part: card}}``
+        ``{"splits": {split: {part: {"rows", "given"}}}, "parts": {part: card}}``; with measure=
+        characters also "characters" and "given_characters".
         """
-        given = {
-            split: {name: {"rows": have, "given": most} for name, (have, most) in parts.items()}
-            for split, parts in self._given.items()
-        }
+        given = {split: self.told(split) for split in self._given}
         cards = {
             name: source.card()
             for name, source in self._sources.items()
@@ -130,40 +151,75 @@ class Mixture:
         }
         return {"splits": given, "parts": cards}
 
+    def told(self, split: str) -> dict[str, dict[str, int]]:
+        """What each part has and gives in a split, in groups and, if they are measured, characters.
+
+        Raises:
+            DataError: as `stream`.
+        """
+        parts = self._amounts(split)
+        told = {name: {"rows": have, "given": most} for name, (have, most) in parts.items()}
+        if self.measure == "characters" and split in TRAINING:
+            for name, (have, most) in parts.items():
+                sizes = self._lengths(name, split)
+                rounds, rest = divmod(most, have)
+                given = rounds * sum(sizes) + sum(sizes[:rest])
+                told[name] |= {"characters": sum(sizes), "given_characters": given}
+        return told
+
+    def _amounts(self, split: str) -> Mapping[str, tuple[int, int]]:
+        check_split(split)
+        if split not in self._given:  # the parts do not change while the object lives
+            self._given[split] = self.amounts(split)
+        return self._given[split]
+
     def amounts(self, split: str) -> dict[str, tuple[int, int]]:
         """For each part with groups in a split: how many it has, and how many it gives."""
-        counts = {
-            name: sum(1 for _ in self._groups(name, split))
-            for name, part in self.parts.items()
-            if split in part.splits
-        }
+        here = [name for name, part in self.parts.items() if split in part.splits]
+        if self.measure == "characters" and split in TRAINING:
+            return self._by_length(split, {name: self._lengths(name, split) for name in here})
+        counts = {name: sum(1 for _ in self._groups(name, split)) for name in here}
         have = {name: count for name, count in counts.items() if count}
-        return {name: (have[name], most) for name, most in self._wanted(split, have).items()}
+        wanted = self._wanted(split, have)
+        self._require(split, wanted, have)
+        return {name: (have[name], most) for name, most in wanted.items()}
 
     def _wanted(self, split: str, have: Mapping[str, int]) -> dict[str, int]:
         """Groups that each part gives: largest remainders, so that they add up to the size."""
         if self.mix == "all" or split not in TRAINING or not have:
             return dict(have)
         if self.mix == "count":
-            wanted = {name: self.parts[name].count for name in have}
+            return {name: self.parts[name].count for name in have}
+        if self.mix == "proportional":
+            rates = proportional(have, self.rate_cap, self.temperature)
         else:
-            total = sum(self.parts[name].weight for name in have)
-            share = {name: self.parts[name].weight / total for name in have}
-            size = self.size or math.floor(min(have[n] / share[n] for n in have) + 1e-9)
-            exact = {name: share[name] * size for name in have}
-            wanted = {name: math.floor(exact[name] + 1e-9) for name in have}
-            by_rest = sorted(have, key=lambda name: (wanted[name] - exact[name], name))
-            for name in by_rest[: size - sum(wanted.values())]:
-                wanted[name] += 1
+            rates = weighted({name: self.parts[name].weight for name in have})
+        return divided(self.size or unrepeated(have, rates), rates)
+
+    def _by_length(self, split: str, sizes: Mapping[str, array[int]]) -> dict[str, tuple[int, int]]:
+        """What each part has and gives where weights are of characters."""
+        whole = {name: sum(found) for name, found in sizes.items() if sum(found)}
+        if not whole:
+            return {}
+        rates = weighted({name: self.parts[name].weight for name in whole})
+        wanted = divided(self.size or unrepeated(whole, rates), rates)
+        self._require(split, wanted, whole)
+        return {
+            name: (len(sizes[name]), placing.given(sizes[name], most))
+            for name, most in wanted.items()
+        }
+
+    def _require(self, split: str, wanted: Mapping[str, int], have: Mapping[str, int]) -> None:
+        """Refuse a mixture that repeats a part more often than is allowed."""
+        unit = self.measure or "groups"
         for name, most in wanted.items():
             if most > have[name] * self.repeat:
                 raise DataError(
-                    f"Part '{name}' of the mixture gives {most:,} groups to '{split}' and has "
+                    f"Part '{name}' of the mixture gives {most:,} {unit} to '{split}' and has "
                     f"{have[name]:,}, so each would be shown up to {-(-most // have[name])} times."
                     f" Lower its share or data.size, or allow it with data.repeat="
                     f"{-(-most // have[name])}."
                 )
-        return wanted
 
     def _placed(
         self, name: str, split: str, have: int, most: int
@@ -173,12 +229,26 @@ class Mixture:
             ((copy, group) for group in self._groups(name, split))
             for copy in range(-(-most // have))
         )
-        for place, (copy, group) in enumerate(itertools.islice(copies, most)):
+        if self.measure == "characters" and split in TRAINING:
+            line = placing.places(self._lengths(name, split), most)
+        else:
+            line = ((place + 0.5) / most for place in range(most))
+        for place, (copy, group) in zip(line, copies, strict=False):
             told = {"part": name, **({"copy": copy} if copy else {})}
-            yield (place + 0.5) / most, name, replace(group, meta={**group.meta, **told})
+            yield place, name, replace(group, meta={**group.meta, **told})
+
+    def _lengths(self, name: str, split: str) -> array[int]:
+        """Characters of the groups of a part, read once."""
+        if (name, split) not in self._sizes:
+            self._sizes[name, split] = placing.lengths(self._groups(name, split))
+        return self._sizes[name, split]
 
     def _groups(self, name: str, split: str) -> Iterator[PromptGroup]:
         return itertools.islice(self._sources[name].stream(split), self.parts[name].cap)
+
+    @cached_property
+    def _sizes(self) -> dict[tuple[str, str], array[int]]:
+        return {}
 
     @cached_property
     def _sources(self) -> dict[str, Source]:

@@ -6,18 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 
-from alignlab.data.formats.registry import FORMATS, Turns
+from alignlab.data.formats.registry import FORMATS, Calls, Turns
 from alignlab.data.group import DEMONSTRATION, PromptGroup
 from alignlab.data.rows.bad_rows import Losses, Policy
 from alignlab.data.sources.groups import Reading
 from alignlab.data.sources.source import TRAINING, check_limit, check_split
 from alignlab.data.sources.splits import assign, refuse_official_test
 from alignlab.data.sources.spool import Spool
-from alignlab.data.transcript import Style
+from alignlab.data.thinking import Thinking
+from alignlab.data.transcript import Style, each_turn
 from alignlab.errors import DataError, did_you_mean
 
 TEXTS = {"pretrain": "train", "pretrain_validation": "validation"}  # the same rows, as texts
@@ -34,9 +35,14 @@ class Table(ABC):
     no other training split has them. ``pretrain`` reads prompt and best completion as one text.
     """
 
+    # Fields that came later; while they are null they are in no key.
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset(
+        {"calls", "thinking", "mask_thinking", "images"}
+    )
+
     format: str  # auto, or a name of `formats.FORMATS`
-    style: Style  # as_is, or everything as plain text, or everything as messages
-    turns: Turns  # of a conversation with several answers, train on all or on the last
+    style: Style  # as_is, everything as plain text or as messages, or under Alpaca's headings
+    turns: Turns  # of a conversation with several answers: all in one row, the last, each in a row
     fields: Mapping[str, str]  # field in the data -> field that alignlab knows
     weights: Mapping[str, float]  # attribute of a rated answer -> its weight in the score
     split_by: str | None  # field whose rows stay together: user, source, conversation
@@ -48,6 +54,10 @@ class Table(ABC):
     allow_test: bool  # train on what is named a test set
     limit: Mapping[str, int | None]  # split -> most groups, None = all; the first in hash order
     bad_rows: Policy = "refuse"  # rows that cannot be read: an error, or left out and counted
+    calls: Calls | None = None  # tools and calls that stand as text: None = kept, or parsed
+    thinking: Thinking | None = None  # thoughts: None = as they are
+    mask_thinking: bool | None = None  # True: the thoughts of completions are only read
+    images: str | None = None  # folder of the images that rows show; None = rows show none
 
     def __post_init__(self) -> None:
         check_limit(self.limit)
@@ -59,6 +69,11 @@ class Table(ABC):
         if self.bad_rows not in get_args(Policy):
             hint = did_you_mean(self.bad_rows, get_args(Policy))
             raise DataError(f"data.bad_rows={self.bad_rows}: refuse or leave_out.{hint}")
+        if self.turns == "each" and self.style == "text":
+            raise DataError(
+                "data.turns=each makes a row of every answer to messages, and data.style=text makes"
+                " them text. Leave one of them out."
+            )
         if any(not 0 <= s <= 1 for s in shares.values()) or self.validation + self.test >= 1:
             raise DataError(f"Shares must lie in [0, 1] and leave rows to train on: {shares}.")
 
@@ -99,7 +114,11 @@ class Table(ABC):
         self._losses[split] = spool.losses
         ordered = rows[np.argsort(spool.order[rows], kind="stable")]
         groups = spool.read(ordered[: self.limit.get(split)].tolist())
-        return (as_split(group, split) for group in groups)
+        return (as_split(one, split) for group in groups for one in self._shown(group))
+
+    def _shown(self, group: PromptGroup) -> tuple[PromptGroup, ...]:
+        """The groups that one of a split stands for: it was cut whole, so no turn leaks."""
+        return each_turn(group) if self.turns == "each" else (group,)
 
     def left_out(self, split: str) -> Losses | None:
         """Return what was left out of the rows that ``split`` is cut from; None before it is read.
@@ -119,7 +138,7 @@ class Table(ABC):
 
     def _deciding(self) -> dict[str, Any]:
         """Fields for the fingerprint; what came later counts where it is set, so old keys stay."""
-        later = {"bad_rows": "refuse", "encoding": "utf-8"}
+        later = {"bad_rows": "refuse", "encoding": "utf-8", **dict.fromkeys(self.unkeyed_if_null)}
         return {k: v for k, v in asdict(self).items() if k not in later or v != later[k]}
 
     def _refuse(self, split: str) -> None:
@@ -155,10 +174,24 @@ class Table(ABC):
     def _has_own(self, split: str) -> bool:
         """Whether a split has rows of its own."""
 
+    def _image_folder(self) -> str:
+        """Folder that paths of images are relative to; empty where only bytes can be had."""
+        return ""
+
     def _reading(self) -> Reading:
         fields, weights = tuple(self.fields.items()), tuple(self.weights.items())
         return Reading(
-            self.format, self.style, self.turns, fields, weights, self.split_by, self.bad_rows
+            self.format,
+            self.style,
+            self.turns,
+            fields,
+            weights,
+            self.split_by,
+            self.bad_rows,
+            self.calls,
+            self.thinking,
+            bool(self.mask_thinking),
+            None if self.images is None else self._image_folder(),
         )
 
 

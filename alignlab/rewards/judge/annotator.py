@@ -8,7 +8,9 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal
 
+from alignlab.data.call_text import spelt
 from alignlab.data.group import PromptGroup, Verdict
+from alignlab.data.thinking import split
 from alignlab.rewards.annotator import Annotation, tiers
 from alignlab.rewards.classifier import store_cache
 from alignlab.rewards.judge.asking import Asker
@@ -48,7 +50,8 @@ class JudgeAnnotator:
         """
         prompt, reference = prompt_text(group), reference_of(group)
         pairs = list(combinations(range(len(texts)), 2))
-        matches = [Match(prompt, texts[i], texts[j], reference, group.meta) for i, j in pairs]
+        answers = [split(text).answer for text in texts]  # a judge compares no thoughts
+        matches = [Match(prompt, answers[i], answers[j], reference, group.meta) for i, j in pairs]
         rulings = dict(zip(pairs, rule(self._asker, matches), strict=True))
         find = copeland if self.aggregation == "copeland" else mean_score
         values = find(rulings, len(texts))
@@ -64,14 +67,21 @@ class JudgeAnnotator:
 
 
 def reference_of(group: PromptGroup) -> str | None:
-    """Answer that the data give to a prompt: ``meta.reference``, else the best completion."""
+    """Answer that the data give to a prompt: ``meta.reference``, else the best completion.
+
+    Without its thought, its calls as text.
+    """
     stated = group.meta.get("reference")
     if stated:
         return str(stated)
     if not group.verdict or not (demonstration := group.demonstration()):
         return None
     [text] = demonstration.completions
-    return text if isinstance(text, str) else "\n".join(str(m["content"]) for m in text)
+    if isinstance(text, str):
+        return split(text).answer
+    # A policy is sampled for one turn: where that calls a tool, what follows is no part of it.
+    turns = text[:1] if text and text[0].get("tool_calls") else text
+    return split("\n".join(map(spelt, turns))).answer
 
 
 def copeland(rulings: Mapping[tuple[int, int], Ruling], size: int) -> tuple[float, ...]:

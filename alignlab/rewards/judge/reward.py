@@ -6,11 +6,10 @@ A generative judge compares; it has no scale of its own. So a score says against
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from alignlab.rewards.classifier import store_cache
 from alignlab.rewards.judge.annotator import mean_score
 from alignlab.rewards.judge.asking import Asker
 from alignlab.rewards.judge.rulings import Match, rule
-from alignlab.rewards.reward import fingerprint
+from alignlab.rewards.reward import Meta, Texts, fingerprint
 from alignlab.spec import Spec, build
 
 
@@ -45,12 +44,7 @@ class JudgeReward:
         """Short name for tables."""
         return f"{self._asker.judge.name} against {self.against}"
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def score(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         """Score every completion in [0, 1], float32 (R,).
 
         Raises:
@@ -62,12 +56,7 @@ class JudgeReward:
             return self._against_references(prompts, completions, meta)
         return self._against_others(prompts, completions, meta)
 
-    def _against_references(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def _against_references(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         matches = []
         for prompt, completion, known in zip(prompts, completions, meta, strict=True):
             if not known.get("reference"):
@@ -79,12 +68,7 @@ class JudgeReward:
         values = [ruling.mean for ruling in rule(self._asker, matches)]
         return np.array([0.5 if v is None else v for v in values], dtype=np.float32)
 
-    def _against_others(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        meta: Sequence[Mapping[str, Any]],
-    ) -> np.ndarray:
+    def _against_others(self, prompts: Texts, completions: Texts, meta: Meta) -> np.ndarray:
         together: dict[str, list[int]] = defaultdict(list)
         for i, prompt in enumerate(prompts):
             together[prompt].append(i)

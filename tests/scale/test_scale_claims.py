@@ -1,0 +1,59 @@
+"""The ZeRO stages that techniques say they train under, where no other test has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from equivalence_checks import TOLERANCE, assert_lines_equal, model_difference
+from scale_cases import BUDGET, WHOLE
+from stage_lab import Lab
+from two_processes import start
+
+from alignlab import typed
+from alignlab.run import Run
+
+STAGES = {
+    "rslora": 3,
+    "olora": 2,
+    "last_layers": 3,
+    "layernorm": 3,
+    "head_only": 3,
+    "pfeiffer": 2,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.scale
+@pytest.mark.conformance(
+    "equivalence",
+    "rsLoRA, last layers, norms, head at ZeRO 3; OLoRA, Pfeiffer at ZeRO 2",
+    "two processes end in the weights of one, to 1e-6",
+)
+def test_techniques_are_shared_out_as_they_say(tmp_path: Path, record_property: Any) -> None:
+    chains, cases, runs = {}, [], []
+    for name, zero in STAGES.items():
+        rank = ["adapter.rank=4"] if name in ("rslora", "olora") else []
+        (tmp_path / name).mkdir()
+        named = (f"adapter={name}", *rank, "reward@gold=matches", "gold.pattern=a")
+        lab = Lab.make(tmp_path / name, *named)
+        alone = lab.run(lab.stage("sft", steps=3, batch=7), {}, token_budget=WHOLE)
+        runs.append((name, alone, lab.store.run("sft", "two")))
+        chains[name] = {
+            "store": str(lab.store.root),
+            "configs": lab.configs,
+            "engine": typed.to_mapping(lab.engine),
+            "runs": [str(alone.path)] * 3,  # of which this training reads nothing
+        }
+        stated = {"chain": name, "method": "sft", "key": "two", "engine": {"zero": zero}}
+        cases.append({**stated, "changes": {"steps": 3}})
+    plan = {"chains": chains, "cases": cases, "token_budget": BUDGET}
+    start(tmp_path / "two", plan, 2, patience=900)
+    most = 0.0
+    for name, alone, together in runs:
+        difference = model_difference(alone, Run(together.path))
+        assert difference < TOLERANCE, name
+        assert_lines_equal(alone, Run(together.path))
+        most = max(most, difference)
+    record_property("measured", f"largest difference {most:.0e}")
