@@ -16,7 +16,8 @@ from alignlab.typed import Range
 STAGE_KINDS = (
     "pretrain", "continued_pretrain", "sft", "annotate", "reward", "preference", "ppo", "grpo",
     "online_preference", "evaluate", "judge",
-    "benchmark", "reward_benchmark", "select", "merge",
+    "benchmark", "reward_benchmark", "select", "merge", "merge_rewards", "merge_fisher",
+    "reward_function",
 )  # fmt: skip
 SCHEDULER_ONLY = ("memory", "time", "partition", "account", "qos", "constraint", "extra")
 _MEMORY = re.compile(r"\d+[KMGT]?")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy.module("torch")
 
-Floor = Annotated[float, Range(min=0.0, min_open=True)]
+Floor = Annotated[float, Range(min=0, min_open=True)]
 
 
 @called("Fisher-weighted")

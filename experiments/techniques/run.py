@@ -28,14 +28,16 @@ RATES = {
     "layernorm": LARGE,
     "vera": LARGE,
 }
+ULMFIT = [f"+optimizer@stages.{stage}.optimizer=ulmfit" for stage in ("reward", "preference")]
+SCHEDULES = {"ulmfit": ("full", ULMFIT)}  # of full fine-tuning, measured as techniques
 SCORES = {"reward": "validation_accuracy", "preference": "accuracy"}
 FIRST = ("full", "lora")
 
 
 def techniques() -> list[str]:
-    """Names of conf/adapter: those that others are compared with, then all others."""
-    names = sorted(path.stem for path in (ROOT / "conf" / "adapter").glob("*.yaml"))
-    return [*FIRST, *(name for name in names if name not in FIRST)]
+    """Names of conf/adapter and schedules: those that others are compared with, then all others."""
+    names = [path.stem for path in (ROOT / "conf" / "adapter").glob("*.yaml")]
+    return [*FIRST, *sorted({*names, *SCHEDULES} - {*FIRST})]
 
 
 def rates_of(name: str) -> tuple[float, ...]:
@@ -51,7 +53,8 @@ def run(
     The rates of a setting are swept together: one is the interpolation of the other.
     """
     where = {**os.environ, "ALIGNLAB_RUNS": str(args.store)}
-    common = ["experiment=techniques", f"adapter@technique={name}", "report=false"]
+    adapter, beside = SCHEDULES.get(name, (name, []))
+    common = ["experiment=techniques", f"adapter@technique={adapter}", *beside, "report=false"]
     common += ["tracking=disabled", f"engine.threads={args.threads}", *args.overrides]
     jobs = [
         [f"seed={seed}", *(f"stages.{s}.optimizer.learning_rate={r}" for s, r in setting.items())]
@@ -176,7 +179,7 @@ def main() -> None:
     """Measure what is asked for, keep the other rows, write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, default=ROOT / "runs")
-    parser.add_argument("--only", default="", help="names of conf/adapter, with commas; all")
+    parser.add_argument("--only", default="", help="names of techniques, with commas; all")
     parser.add_argument("--part", choices=("quality", "cost"), default="quality")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE)

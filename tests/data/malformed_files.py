@@ -109,7 +109,7 @@ def two_columns_of_one_name(folder: Path) -> Path:
 
 
 def column_of_bytes(folder: Path) -> Path:
-    return parquet([{"prompt": "p", "image": b"\xff\xd8\xff"}])(folder)
+    return parquet([{"prompt": "p", "sound": b"\xff\xd8\xff"}])(folder)
 
 
 def archive(name: str, inside: str, kind: str = "zip") -> Callable[[Path], Path]:
@@ -313,7 +313,7 @@ BROKEN_BYTES = [
     Case("parquet of four bytes", raw("r.parquet", b"PAR1"), "Parquet file is damaged"),
     Case("parquet without rows", parquet([], prompt=[], completion=[]), "holds no rows"),
     Case("parquet, a name twice", two_columns_of_one_name, "the column 'text' occurs twice"),
-    Case("parquet of images", column_of_bytes, "row 1: 'image' holds a binary value"),
+    Case("parquet of sounds", column_of_bytes, "row 1: 'sound' holds a binary value"),
     Case("arrow file cut off", arrow("file", 0.5), "Arrow file is damaged or cut off"),
     Case("arrow stream cut off", arrow("stream", 0.5), "Arrow file is damaged or cut off"),
     Case("zip", archive("rows.zip", "rows.jsonl"), r"is a zip archive.*zip://NAME::"),

@@ -19,6 +19,7 @@ from alignlab.data.quality.refined import Refined
 from alignlab.data.rows.bad_rows import Losses, kind_of
 from alignlab.data.rows.fingerprint import content_of, fingerprint_of
 from alignlab.data.rows.listing import files_of
+from alignlab.data.sources.file import File
 from alignlab.data.sources.hub import Hub
 from alignlab.data.sources.mixture import Mixture, Part
 from alignlab.data.sources.table import VERSION
@@ -225,7 +226,8 @@ def test_places_name_the_file_and_the_fingerprint_says_what_was_asked(tmp_path):
     assert refusing.left_out("sft") is None
     # What was prepared before there was a choice is found under the same key.
     fields = asdict(refusing) | {"path": "", "validation_path": None, "test_path": None}
-    del fields["bad_rows"], fields["encoding"]
+    for later in ("bad_rows", "encoding", *File.unkeyed_if_null):
+        del fields[later]
     content = {"train": [content_of(f) for f in files_of(str(tmp_path))]}
     assert refusing.fingerprint() == fingerprint_of([], ("file", VERSION, content, fields))
 

@@ -371,8 +371,8 @@ def test_generation_prompt_in_the_completion(
 )
 @catches(
     "alignlab.data.turns",
-    "mask[index[first] : index[last]] = True",
-    "mask[index[first] :] = True",
+    "mask[index[first] : index[last]] = counted",
+    "mask[index[first] :] = counted",
 )
 @catches(
     "alignlab.data.turns",
@@ -739,8 +739,8 @@ def chat_lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, Path]:
 )
 @catches(
     "alignlab.stages.sft",
-    "losses = nll(view.logps(packed.batch))",
-    "losses = nll(view.logps(packed.batch)) * (packed.batch.target_ids != 2)",  # 2 pads, and ends
+    "losses = plain = nll(view.logps(packed.batch, noise=packed.noise))",
+    "losses = plain = nll(view.logps(packed.batch)) * (packed.batch.target_ids != 2)",  # 2 pads, ends
 )
 def test_eos_masked_as_padding(chat_lab: tuple[Lab, Path], caught: Caught) -> None:
     """NVIDIA-NeMo/Megatron-Bridge#4660; huggingface/trl#3091; deepseek-ai/DeepSeek-Coder#163."""

@@ -217,8 +217,8 @@ def test_nan_loss_goes_on(chain: Chain, caught: Caught, monkeypatch: pytest.Monk
     """huggingface/trl#6702: NaN steps were applied, and the logged loss was the earlier mean."""
     loss, seen, stopped = sft.loss, [], ""
 
-    def poisoned(view: Any, packed: Any) -> Any:
-        value, metrics = loss(view, packed)
+    def poisoned(view: Any, packed: Any, **smoothing: Any) -> Any:
+        value, metrics = loss(view, packed, **smoothing)
         seen.append({k: v.detach().clone() for k, v in live(caught).items()})
         return (value * float("nan") if len(seen) == 3 else value), metrics
 

@@ -946,7 +946,7 @@ def test_best_of_n_picks_by_gold(chain: Chain, proxies: list[list[float]]) -> No
     "no evaluated prompt is one that any stage trains on",
     issue="OpenRLHF/OpenRLHF#1089",
 )
-@catches("alignlab.stages.evaluate", ".load(self.split)", '.load("preference")')
+@catches("alignlab.stages.evaluate", "data.load(self.split)", 'data.load("preference")')
 def test_evaluation_on_training_prompts(chain: Chain) -> None:
     """OpenRLHF/OpenRLHF#1089: without a data set of its own, evaluation took training rows."""
     source = build(chain.lab.stage("sft").data)

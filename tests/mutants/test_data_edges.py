@@ -38,7 +38,7 @@ def test_a_flat_batch_is_tensors_and_spans_are_plain_integers():
     batch = flatten([token_group([1, 2], [3]), token_group([4], [5, 6])])
     for field in dataclasses.fields(batch):
         value = getattr(batch, field.name)
-        assert field.name == "spans" or (isinstance(value, torch.Tensor), value.dtype) == (
+        assert field.name in ("spans", "images") or (isinstance(value, torch.Tensor), value.dtype) == (
             True,
             torch.int64,
         )
@@ -53,7 +53,7 @@ def test_a_batch_moves_as_a_whole_and_keeps_its_spans():
     assert {
         getattr(moved, f.name).device.type
         for f in dataclasses.fields(moved)
-        if f.name not in ("spans",)
+        if f.name not in ("spans", "images")
     } == {"meta"}
     assert moved.spans == batch.spans
     assert (moved.completions, moved.tokens) == (2, 6)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from model_cases import architecture, make_batch, random_model
+from transformers import BertConfig, BertModel
 
 from alignlab.models.heads import ScalarHead
 from alignlab.models.noise import EmbeddingNoise
@@ -136,6 +138,34 @@ def test_rows_beyond_the_window_take_the_padded_layout():
             assert view(layout="padded")._layout_of(BATCH) == "padded"
         finally:
             config.sliding_window = None
+
+
+def test_the_window_is_that_of_the_part_that_decodes():
+    mine = view()
+
+    def part(_, decoder=False):
+        return SimpleNamespace(sliding_window=2 + 4 - 1 if decoder else None)
+
+    with mock.patch.object(type(mine.model.config), "get_text_config", part):
+        assert mine._layout_of(BATCH) == "padded"
+
+
+def test_an_encoder_scores_the_first_state_of_every_row_and_predicts_nothing():
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 512, "type_vocab_size": 1}
+    config = BertConfig(num_hidden_layers=1, num_attention_heads=2, **sizes)
+    torch.manual_seed(0)
+    model = BertModel(config, add_pooling_layer=False).eval().requires_grad_(False)
+    mine = view(model=model, layout="padded")
+    ids = BATCH.input_ids
+    rows = [
+        torch.cat([ids[slice(*span.prompt)], ids[slice(*completion)]])
+        for span in BATCH.spans
+        for completion in span.completions
+    ]
+    states = torch.stack([model(row[None])[0][0, 0] for row in rows])
+    close(mine.scores(BATCH), mine.scalar_head(states))
+    with pytest.raises(ValueError, match="An encoder scores whole rows"):
+        mine.values(BATCH)
 
 
 def test_a_view_without_a_head_has_no_scores():

@@ -237,8 +237,13 @@ def test_the_same_items_for_every_policy(
     chain: Chain, stage: Benchmark, earlier: Run, done: Run
 ) -> None:
     other = chain.lab.run(stage, {"policy": earlier})
-    keys = [(r["task"], r["metric"], r["item"], r.get("weight")) for r in done.samples()]
-    assert keys == [(r["task"], r["metric"], r["item"], r.get("weight")) for r in other.samples()]
+
+    def keys(run: Run) -> list[tuple[Any, ...]]:
+        # an n-gram of a policy's own samples counts once for each that there is
+        own = [(r, r["task"] == "copying") for r in run.samples()]
+        return [(r["task"], r["metric"], r["item"], not c and r.get("weight")) for r, c in own]
+
+    assert keys(done) == keys(other)
     assert other.summary() != done.summary()
     again = chain.lab.run(stage, {"policy": chain.sft}, token_budget=64)
     values = [r["value"] for r in done.samples()]

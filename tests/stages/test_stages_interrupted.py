@@ -95,7 +95,7 @@ def test_a_signal_in_the_middle_changes_no_bit(
 ) -> None:
     stage, inputs = method(chain, name)
     if name == "annotate":  # as if the data had no verdicts: completions are sampled
-        monkeypatch.setattr(annotate, "kind_of", lambda _: "missing")
+        monkeypatch.setattr(annotate, "kind_of", lambda _, alone: "missing")
     whole, places = session(chain, stage, inputs)
     assert places > 5
     run, _ = session(chain, stage, inputs, place=max(1, places // 3))
@@ -167,7 +167,7 @@ def test_whole_chunks_of_annotations_are_kept(
 ) -> None:
     stage, inputs = method(chain, "annotate")
     monkeypatch.setattr(annotate, "SAMPLED", 6)
-    monkeypatch.setattr(annotate, "kind_of", lambda _: "missing")
+    monkeypatch.setattr(annotate, "kind_of", lambda _, alone: "missing")
     whole, places = session(chain, stage, inputs)
     lines = (whole.path / annotate.FILE).read_bytes().splitlines(keepends=True)
     assert len(lines) > 13
@@ -197,5 +197,5 @@ def test_annotations_with_a_verdict_of_their_own_are_kept_too(
     assert 0 < sum("gold" in row["meta"] for row in rows) < len(rows)
 
 
-def _of_every_other(group: Any) -> str:
-    return "missing" if len(group.prompt) % 2 else KIND_OF(group)
+def _of_every_other(group: Any, alone: bool) -> str:
+    return "missing" if len(group.prompt) % 2 else KIND_OF(group, alone=alone)

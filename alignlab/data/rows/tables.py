@@ -96,18 +96,20 @@ def _rows(batches: Any, file: InFile) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from plain_rows(rows, file)
 
 
-# Columns whose binary values may be images.
+# Columns whose binary values may be images, and what such a value is called in them.
 _SHOWS = ("images", "image", "messages", "prompt", "conversations", "conversation")
+_IMAGE = ("images", "image", "bytes")
 
 
-def _plain(value: Any, field: str) -> Any:
+def _plain(value: Any, field: str, key: str | None = None) -> Any:
+    """A value as JSON has it; ``key`` is what the mapping around it calls it, if there is one."""
     kind = type(value)
     if kind in (str, int, bool, float) or value is None:
         return value
     if kind is list:
-        return [_plain(x, field) for x in value]
+        return [_plain(x, field, key) for x in value]
     if kind is dict:
-        return {str(k): _plain(x, field) for k, x in value.items()}
+        return {str(k): _plain(x, field, str(k)) for k, x in value.items()}
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
@@ -118,7 +120,7 @@ def _plain(value: Any, field: str) -> Any:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
-            if field in _SHOWS:  # whether they are read, `data.images` says
+            if field in _SHOWS and (key or field) in _IMAGE:  # `data.images` says whether it is
                 return f"data:;base64,{base64.b64encode(value).decode('ascii')}"
             kind = "binary value, perhaps an image or a sound"  # type: ignore[assignment]
     if field in _SHOWS and hasattr(value, "save") and hasattr(value, "convert"):  # PIL's
