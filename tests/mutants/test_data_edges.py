@@ -47,6 +47,14 @@ def test_a_flat_batch_is_tensors_and_spans_are_plain_integers():
     }
 
 
+def test_a_flat_batch_names_the_images_of_its_prompts_in_order():
+    groups = [
+        dataclasses.replace(token_group([1], [2]), meta={"images": shown, "part": "a"})
+        for shown in (("one", "two"), (), ("three", "four"))
+    ]
+    assert flatten(groups).images == ("one", "two", "three", "four")
+
+
 def test_a_batch_moves_as_a_whole_and_keeps_its_spans():
     batch = flatten([token_group([1, 2], [3]), token_group([4], [5, 6])])
     moved = batch.to("meta")
