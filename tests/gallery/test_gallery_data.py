@@ -740,7 +740,7 @@ def chat_lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, Path]:
 @catches(
     "alignlab.stages.sft",
     "losses = plain = nll(view.logps(packed.batch, noise=packed.noise))",
-    "losses = plain = nll(view.logps(packed.batch)) * (packed.batch.target_ids != 2)",  # 2 pads, ends
+    "losses = plain = nll(view.logps(packed.batch)) * (packed.batch.target_ids != 2)",
 )
 def test_eos_masked_as_padding(chat_lab: tuple[Lab, Path], caught: Caught) -> None:
     """NVIDIA-NeMo/Megatron-Bridge#4660; huggingface/trl#3091; deepseek-ai/DeepSeek-Coder#163."""
