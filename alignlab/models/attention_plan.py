@@ -199,11 +199,10 @@ def _block(rows: list[_Row], device: str) -> Block:
 
 def _two_sided(rows: list[_Row], device: str) -> Block:
     """A block in which every query sees all keys of its row."""
-    lengths = sorted({row.queries for row in rows})
-    each = lengths if len(lengths) == 1 else [row.queries for row in rows]
-    visible = np.arange(max(lengths))[None, :] < np.array(each)[:, None]
-    mask = torch.from_numpy(visible[:, None, None]).to(device)
-    return Block(len(rows), max(lengths), max(lengths), mask=mask)
+    lengths = np.array([row.queries for row in rows])
+    longest = int(lengths.max())
+    visible = np.arange(longest) < lengths[:, None, None, None]
+    return Block(len(rows), longest, longest, mask=torch.from_numpy(visible).to(device))
 
 
 def _indices(

@@ -286,6 +286,11 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
         ],
     },
     "models.attention_plan": {
+        "a row of its own has a key for every query": ["_two_sided: row.queries → row.keys"],
+        "a number of numpy is an integer to whoever reads it here": [
+            "own_rows: np.cumsum(lengths).tolist() → np.cumsum(lengths)",
+            "_two_sided: int(lengths.max()) → lengths.max()",
+        ],
         "all rows of a block have one lead": ["_indices: 0 → -1 (3)", "_indices: 0 → -1 (4)"],
         "the first prompt's first token, computed twice alike": ["_attention_plan: 0 → 1 (2)"],
         "one row alone has no padding to weigh": [

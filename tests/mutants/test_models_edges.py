@@ -343,6 +343,24 @@ def test_more_tokens_or_own_keys_are_left_to_transformers(heads, shared, length)
     assert asked.call_args.kwargs["scaling"] == 0.3
 
 
+@pytest.mark.parametrize("lengths", [(1,), (2, 2), (3, 1), (5, 1, 2, 40, 4)])
+def test_rows_of_their_own_see_all_of_themselves_and_nothing_else(lengths):
+    q, k, v = (normal(1, 2, sum(lengths), 4, seed=s) for s in (1, 2, 3))
+    plan = planning.own_rows(lengths, "cpu")
+    found, _ = grouped_attention(torch.nn.Module(), q, k, v, None, scaling=0.7, alignlab_plan=plan)
+    wanted = [
+        sdpa(*part, scale=0.7)
+        for part in zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
+    ]
+    close(found, torch.cat(wanted, 2).transpose(1, 2))
+
+
+def test_the_plan_of_rows_of_their_own_lies_where_it_is_used():
+    [block] = planning.own_rows((3, 1), "meta").blocks
+    assert (block.rows, block.queries, block.keys) == (2, 3, 3)
+    assert (block.mask.device.type, block.mask.shape) == ("meta", (2, 1, 1, 3))
+
+
 def test_a_reduced_head_has_the_products_format_and_no_gradient():
     weight = torch.nn.Parameter(normal(7, 4))
     head = Head(weight, torch.nn.Parameter(normal(7)), 2.0, 3.0)
