@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from alignlab.errors import ConfigError
 from alignlab.stages.online_stage import Online
-from alignlab.stages.stage import Estimate, Stage, filling
+from alignlab.stages.stage import Estimate, Stage
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
@@ -136,31 +136,11 @@ class GRPO(Online):
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampling plus ``updates`` passes over the same tokens."""
-        from alignlab.stages.estimate import (
-            apart_behind,
-            averages,
-            decode_of,
-            starting_views,
-            training_estimate,
-            update_of,
-        )
-
-        others, apart = apart_behind(inputs, cache)
-        per = self.max_prompt + self.group * self.max_completion
-        tokens = self.iterations * self.rollout_batch * per
-        scorers = len(filling("reward", self.inputs)) + (self.kl_coef > 0)
-        small, prompt = -(-self.rollout_batch // self.updates), self.max_prompt
-        rows = self.rollout_batch * self.group
-        return training_estimate(
-            self.backbone,
+        return self.group_estimate(
             cache,
-            tokens=tokens,
-            forward_tokens=3 * tokens,
-            update=update_of(small, tokens, group=per, prompt=prompt, completions=self.group),
-            frozen=scorers + starting_views(self) - others,
-            apart=apart,
-            scored=scorers * tokens,
-            decode=decode_of(self.sampling, rows, prompt, times=self.iterations, live=True),
-            averages=averages(self, cache),
-            optimizer=self.optimizer,
+            inputs,
+            updates=self.updates,
+            completions=self.group,
+            kept=self.group,
+            reference=self.kl_coef > 0,
         )

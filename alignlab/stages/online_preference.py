@@ -138,33 +138,11 @@ class OnlinePreference(Online):
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:
         """Sampling, judging, and one pass over the completions that are compared."""
-        from alignlab.stages.estimate import (
-            apart_behind,
-            averages,
-            decode_of,
-            starting_views,
-            training_estimate,
-            update_of,
-        )
-
-        others, apart = apart_behind(inputs, cache)
-        prompts, prompt = self.iterations * self.rollout_batch, self.max_prompt
-        sampled = prompts * (prompt + self.completions * self.max_completion)
-        per = prompt + self.kept * self.max_completion
-        shown = prompts * per
-        scorers = len(filling("reward", self.inputs)) + ("reference" in self.inputs)
-        small = -(-self.rollout_batch // self.updates)
-        rows = self.rollout_batch * self.completions
-        return training_estimate(
-            self.backbone,
+        return self.group_estimate(
             cache,
-            tokens=shown,
-            forward_tokens=3 * sampled,
-            update=update_of(small, shown, group=per, prompt=prompt, completions=self.kept),
-            frozen=scorers + starting_views(self) - others,
-            apart=apart,
-            scored=scorers * sampled,
-            decode=decode_of(self.sampling, rows, prompt, times=self.iterations, live=True),
-            averages=averages(self, cache),
-            optimizer=self.optimizer,
+            inputs,
+            updates=self.updates,
+            completions=self.completions,
+            kept=self.kept,
+            reference="reference" in self.inputs,
         )

@@ -17,7 +17,14 @@ from alignlab.rollout.sampling import Sampling
 from alignlab.rollout.vllm import WHERE, check_rollout
 from alignlab.spec import Spec, build
 from alignlab.stages.anchors import anchored_online, require_anchor
-from alignlab.stages.stage import START_KINDS, Role, Stage, filling, reject_truncated_sampling
+from alignlab.stages.stage import (
+    START_KINDS,
+    Estimate,
+    Role,
+    Stage,
+    filling,
+    reject_truncated_sampling,
+)
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
@@ -178,6 +185,47 @@ class Online(Stage):
         read = passes * work.sampled
         finish_training(at.run, at.backbone, "policy", result, counts, forward_tokens=read)
         self.note(at, inputs, sampled=work.sampled)
+
+    def group_estimate(
+        self,
+        cache: Path,
+        inputs: Mapping[str, Stage],
+        *,
+        updates: int,
+        completions: int,
+        kept: int,
+        reference: bool,
+    ) -> Estimate:
+        """Sampling and scoring of ``completions`` per prompt, and a pass over ``kept`` of them."""
+        from alignlab.stages.estimate import (
+            apart_behind,
+            averages,
+            decode_of,
+            starting_views,
+            training_estimate,
+            update_of,
+        )
+
+        others, apart = apart_behind(inputs, cache)
+        prompts, prompt = self.iterations * self.rollout_batch, self.max_prompt
+        sampled = prompts * (prompt + completions * self.max_completion)
+        per = prompt + kept * self.max_completion
+        shown = prompts * per
+        scorers = len(filling("reward", self.inputs)) + reference
+        small, rows = -(-self.rollout_batch // updates), self.rollout_batch * completions
+        return training_estimate(
+            self.backbone,
+            cache,
+            tokens=shown,
+            forward_tokens=3 * sampled,
+            update=update_of(small, shown, group=per, prompt=prompt, completions=kept),
+            frozen=scorers + starting_views(self) - others,
+            apart=apart,
+            scored=scorers * sampled,
+            decode=decode_of(self.sampling, rows, prompt, times=self.iterations, live=True),
+            averages=averages(self, cache),
+            optimizer=self.optimizer,
+        )
 
     @abstractmethod
     def name(self) -> str:
