@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -20,6 +20,7 @@ from alignlab.errors import DataError
 from alignlab.models.load import BackboneConfig
 from alignlab.spec import Spec, build
 from alignlab.stages.anchors import anchored, require_anchor
+from alignlab.stages.generalization import require_stopping
 from alignlab.stages.stage import START_KINDS, Estimate, Role, Stage
 from alignlab.typed import Range
 
@@ -68,8 +69,10 @@ class ContinuedPretrain(Stage):
     anchor: Spec | None = None
 
     def validate(self) -> None:
-        """An anchor is one."""
+        """An anchor is one; early stopping can work."""
         require_anchor(self.anchor)
+        names = ("nll", *(f"nll_{name}" for name in parts_in(self.data)))
+        require_stopping(self.early_stopping, self.evaluate_every, names, None)
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Train on the ``pretrain`` split; report the loss on held-out documents by part."""
@@ -77,11 +80,12 @@ class ContinuedPretrain(Stage):
         from alignlab.engine.loop import train
         from alignlab.stages.budget import fit_offline
         from alignlab.stages.finish import finish_training
+        from alignlab.stages.opening import open_policy
         from alignlab.stages.session import OfflineWork
         from alignlab.stages.sft import completion_tokens, loss
 
         run = engine.workers().own(run)
-        backbone, source = self._open(inputs.get("init"), run, engine)
+        backbone, source = open_policy(self.backbone, inputs.get("init"), run, engine, self.seed)
         documents, held_out = self._read(backbone, run, engine)
         opened = Tokenization(backbone.tokenizer, None, None).adds_bos
         groups = windows_of(documents, self.window, self.packing, opened=opened)
@@ -116,18 +120,6 @@ class ContinuedPretrain(Stage):
                 "validation_perplexity": math.exp(after["nll"]),
             },
         )
-
-    def _open(self, init: Run | None, run: Run, engine: Engine) -> tuple[Backbone, Path | None]:
-        """The policy that goes on reading, and the folder that it was made from, if any."""
-        from alignlab.stages.session import open_backbone
-
-        pretrained = init is not None and init.kind == "pretrain"  # an ordinary model folder
-        folder = None if init is None else init.model_dir
-        base = folder if pretrained else None
-        backbone = open_backbone(self.backbone, run, engine, self.seed, base=base, shared=True)
-        source = None if pretrained else folder
-        backbone.add("policy", source=source, trainable=True)
-        return backbone, source
 
     def _read(self, backbone: Backbone, run: Run, engine: Engine) -> tuple[Prepared, Prepared]:
         """Documents to train on and held-out ones, each whole, mapped from the store."""
@@ -200,6 +192,16 @@ class HeldOut:
         }
         total = sum(found[name] * counts[name] for name in found) / sum(counts.values())
         return {"nll": total, **{f"nll_{name}": value for name, value in found.items()}}
+
+
+def parts_in(node: Any) -> Iterator[str]:
+    """Names of a mixture's parts, in a data source or in what it is made of."""
+    values = node.arguments if isinstance(node, Spec) else node
+    if isinstance(values, Mapping):
+        parts = values.get("parts")
+        yield from parts if isinstance(parts, Mapping) else ()
+        for value in values.values():
+            yield from parts_in(value)
 
 
 def part_of(document: TokenGroup) -> str:

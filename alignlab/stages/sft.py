@@ -95,16 +95,12 @@ class SFT(Stage):
         from alignlab.stages.annotations import require_own_template
         from alignlab.stages.budget import fit_offline
         from alignlab.stages.finish import finish_training
-        from alignlab.stages.session import OfflineWork, open_backbone
+        from alignlab.stages.opening import open_policy
+        from alignlab.stages.session import OfflineWork
 
         run = engine.workers().own(run)
         init = inputs.get("init")
-        pretrained = init.model_dir if init is not None and init.kind == "pretrain" else None
-        backbone = open_backbone(
-            self.backbone, run, engine, self.seed, base=pretrained, shared=True
-        )
-        source = init.model_dir if init is not None and init.kind != "pretrain" else None
-        backbone.add("policy", source=source, trainable=True)
+        backbone, source = open_policy(self.backbone, init, run, engine, self.seed)
         self._drop(backbone)
         if "annotations" in inputs:
             require_own_template(inputs["annotations"], backbone)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from test_stages_resume import Stopped, stopping_after, timeless
 
 from alignlab.compose import compose
 from alignlab.data.prepared import Prepared
-from alignlab.errors import DataError
+from alignlab.errors import ConfigError, DataError
 from alignlab.models.load import resolve
 from alignlab.plan import build_stage
 from alignlab.run import Run
-from alignlab.spec import build
+from alignlab.spec import Spec, build
+from alignlab.stages.continued_pretrain import parts_in
 
 LOCAL = ("adapter=full", "adapter=lora")
 PLAIN = {"optimizer.learning_rate": 1e-2, "optimizer.warmup": 0, "optimizer.eps": 1e-3}
@@ -256,3 +258,26 @@ def test_the_case_of_the_equivalences_reads_over_the_end_of_an_epoch(lab: Lab) -
     run = lab.run(reading_on(lab), {})
     assert run.record["updates"] >= 3
     assert run.record["prompts"] > run.record["corpus"]["windows"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "every", "problem"),
+    [
+        ("nl", 1, "the evaluations give nll. Did you mean 'nll'?"),
+        ("nll_own", 1, "the evaluations give nll."),
+        ("nll", 0, "set evaluate_every above 0"),
+    ],
+)
+def test_early_stopping_that_cannot_work_is_refused_by_the_plan(
+    lab: Lab, metric: str, every: int, problem: str
+) -> None:
+    rule = {"metric": metric, "mode": "min", "patience": 1, "min_delta": 0.0}
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        stage(lab, early_stopping=rule, evaluate_every=every)
+
+
+def test_early_stopping_may_read_a_part_of_a_mixture_wherever_it_stands() -> None:
+    mixture = {"parts": {"own": {}, "general": {}}}
+    for data in (Spec("Mixture", mixture), Spec("Refined", {"source": Spec("Mixture", mixture)})):
+        assert list(parts_in(data)) == ["own", "general"]
+    assert list(parts_in(Spec("File", {"path": "parts"}))) == []
