@@ -20,17 +20,20 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CHOSEN_ON, REPORTED_ON = 0, (1, 2)  # training seeds
-# Three each, a factor of about three apart; soft prompts and (IA)³ multiply them (`adapter.rate`).
-USUAL, LARGE = (3e-4, 1e-3, 3e-3), (3e-3, 1e-2, 3e-2)
+CHOOSING = ["stages.evaluate.split=validation"]  # the test prompts are for what is reported
+KL_BUDGET = 10.0  # nats: a policy that has drifted further repeats a few words of praise
+# Four each, a factor of about three apart; soft prompts and (IA)³ multiply them (`adapter.rate`).
+USUAL, LARGE = (3e-4, 1e-3, 3e-3, 1e-2), (1e-3, 3e-3, 1e-2, 3e-2)
 RATES = {
-    "full": (1e-4, 3e-4, 1e-3),
+    "full": (1e-4, 3e-4, 1e-3, 3e-3),
     "bitfit": LARGE,
     "layernorm": LARGE,
     "vera": LARGE,
 }
 ULMFIT = [f"+optimizer@stages.{stage}.optimizer=ulmfit" for stage in ("reward", "preference")]
+BIASED = ("bitfit",)  # these start from a copy of the base model with biases of zero
 SCHEDULES = {"ulmfit": ("full", ULMFIT)}  # of full fine-tuning, measured as techniques
-SCORES = {"reward": "validation_accuracy", "preference": "accuracy"}
+STAGES = ("reward", "preference")  # what is trained by the technique
 FIRST = ("full", "lora")
 
 
@@ -45,8 +48,34 @@ def rates_of(name: str) -> tuple[float, ...]:
     return RATES.get(name, USUAL)
 
 
+def with_biases(store: Path) -> Path:
+    """A copy of the base model in which every linear layer has a bias of zero: the same function.
+
+    BitFit trains biases, and the packaged model has none.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from alignlab.models.load import resolve
+
+    folder = store / "cache" / "reviews_lm_with_biases"
+    if not (folder / "config.json").is_file():
+        base = resolve("package:reviews_lm", store)
+        added = {"attention_bias": True, "mlp_bias": True}
+        model = AutoModelForCausalLM.from_pretrained(base, **added)
+        biases = [p for n, p in model.named_parameters() if n.endswith(".bias")]
+        if not biases or any(p.count_nonzero() for p in biases):
+            raise SystemExit("transformers did not start the added biases at zero")
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
 def run(
-    args: argparse.Namespace, name: str, rates: Sequence[Mapping[str, float]], seeds: Sequence[int]
+    args: argparse.Namespace,
+    name: str,
+    rates: Sequence[Mapping[str, float]],
+    seeds: Sequence[int],
+    given: Sequence[str] = (),
 ) -> list[Any]:
     """Every setting of ``rates`` with every seed, in one process: records by stage, or a refusal.
 
@@ -55,7 +84,9 @@ def run(
     where = {**os.environ, "ALIGNLAB_RUNS": str(args.store)}
     adapter, beside = SCHEDULES.get(name, (name, []))
     common = ["experiment=techniques", f"adapter@technique={adapter}", *beside, "report=false"]
-    common += ["tracking=disabled", f"engine.threads={args.threads}", *args.overrides]
+    common += ["tracking=disabled", f"engine.threads={args.threads}", *args.overrides, *given]
+    if name in BIASED:
+        common.append(f"backbone.path={with_biases(args.store)}")
     jobs = [
         [f"seed={seed}", *(f"stages.{s}.optimizer.learning_rate={r}" for s, r in setting.items())]
         for setting in rates
@@ -103,19 +134,18 @@ def reason(said: str, start: str) -> str:
 def measured(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """One row: the rates that did best on one seed, and what they give on others."""
     rates = rates_of(name)
-    tried = run(args, name, [dict.fromkeys(SCORES, rate) for rate in rates], [CHOSEN_ON])
+    settings = [dict.fromkeys(STAGES, rate) for rate in rates]
+    tried = run(args, name, settings, [CHOSEN_ON], CHOOSING)
     worked = {r: a for r, a in zip(rates, tried, strict=True) if not isinstance(a, str)}
     if not worked:
         return {"technique": name, "refused": tried[0]}
-    best = {
-        stage: max(worked, key=lambda rate: worked[rate][stage]["summary"][score])
-        for stage, score in SCORES.items()
-    }
+    best = chosen(worked)
     found = run(args, name, [best], REPORTED_ON)
     broken = [answer for answer in found if isinstance(answer, str)]
     if broken:
         return {"technique": name, "refused": broken[0]}
     row: dict[str, Any] = {"technique": name, "rates": best, "seeds": list(REPORTED_ON)}
+    row["tried"] = {f"{rate:g}": scores(answer) for rate, answer in worked.items()}
     first = found[0]["reward"]
     row["trained"] = first["params_trained"]
     row["share"] = first["params_trained"] / first["params_total"]
@@ -127,6 +157,29 @@ def measured(args: argparse.Namespace, name: str) -> dict[str, Any]:
     ):
         row[key] = [answer[stage]["summary"][read] for answer in found]
     return row
+
+
+def scores(answer: Mapping[str, Any]) -> dict[str, float]:
+    """What rates are chosen by."""
+    sampled = answer["evaluate"]["summary"]
+    accuracy = answer["reward"]["summary"]["validation_accuracy"]
+    return {"reward_accuracy": accuracy, "gold": sampled["gold"], "kl": sampled["kl"]}
+
+
+def chosen(worked: Mapping[float, Mapping[str, Any]]) -> dict[str, float]:
+    """The best rate of each stage.
+
+    Reward model: the highest accuracy on held-out pairs. DPO: the most gold on validation prompts
+    within the KL budget; where no rate stays within it, the one that drifts least.
+    """
+    found = {rate: scores(answer) for rate, answer in worked.items()}
+    within = [rate for rate, score in found.items() if score["kl"] <= KL_BUDGET]
+    return {
+        "reward": max(found, key=lambda rate: found[rate]["reward_accuracy"]),
+        "preference": max(within, key=lambda rate: found[rate]["gold"])
+        if within
+        else min(found, key=lambda rate: found[rate]["kl"]),
+    }
 
 
 def cost(args: argparse.Namespace, name: str) -> dict[str, Any]:
