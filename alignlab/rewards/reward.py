@@ -11,9 +11,16 @@ from alignlab.data.call_text import spelt
 from alignlab.data.group import PromptGroup
 from alignlab.data.thinking import split
 from alignlab.run import content_key
+from alignlab.spec import Spec, build
 
 Texts = Sequence[str]
 Meta = Sequence[Mapping[str, Any]]  # what the data knows about each prompt
+# These score by what their fields name but do not state: a model's files, which may be replaced.
+BY_FILES = (
+    "alignlab.rewards.checkpoint.SequenceClassifier",
+    "alignlab.rewards.judge.annotator.JudgeAnnotator",
+    "alignlab.rewards.judge.reward.JudgeReward",
+)
 
 
 class Reward(Protocol):
@@ -37,6 +44,17 @@ def fingerprint(reward: Any, version: int, *data: str) -> str:
     """Fingerprint of a reward that is a dataclass: its class, version, fields and data hashes."""
     kind = f"{type(reward).__module__}.{type(reward).__qualname__}"
     return content_key([kind, version, reward, list(data)])
+
+
+def outside(spec: Any) -> list[str]:
+    """Fingerprints of the judges and checkpoints inside a configuration, which no field states."""
+    if isinstance(spec, Spec):
+        if spec.target in BY_FILES:
+            return [build(spec).fingerprint()]
+        return [f for value in spec.arguments.values() for f in outside(value)]
+    if isinstance(spec, Mapping):
+        return [f for value in spec.values() for f in outside(value)]
+    return outside(spec.annotator) if hasattr(spec, "annotator") else []
 
 
 def prompt_text(group: PromptGroup) -> str:

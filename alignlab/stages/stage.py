@@ -148,9 +148,9 @@ class Stage(ABC):
             parts.append(build(anchor).fingerprint())
         judging = [f for name in JUDGING if isinstance(f := getattr(self, name, None), Spec)]
         if judging:
-            from alignlab.rewards.judge.annotator import outside
+            from alignlab.rewards.reward import outside
 
-            parts += [judge for spec in judging for judge in outside(spec)]
+            parts += [found for spec in judging for found in outside(spec)]
         return " ".join(parts)
 
     def estimate(self, cache: Path, inputs: Mapping[str, Stage]) -> Estimate:

@@ -18,7 +18,6 @@ from alignlab.rewards.judge.annotator import (
     JudgeAnnotator,
     copeland,
     mean_score,
-    outside,
     reference_of,
 )
 from alignlab.rewards.judge.asking import Asker
@@ -26,6 +25,7 @@ from alignlab.rewards.judge.judge import Question
 from alignlab.rewards.judge.local import LocalJudge, balanced, verdict
 from alignlab.rewards.judge.rulings import Ruling
 from alignlab.rewards.panel import Member, Panel
+from alignlab.rewards.reward import outside
 from alignlab.spec import Spec, locate, parse
 
 QUESTIONS = [Question(f"p{i}", "x" * (i + 1), "some other words " * i) for i in range(7)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 import yaml
 
 from alignlab import spec
-from alignlab.compose import conf_dir
+from alignlab.compose import compose, conf_dir
 from alignlab.errors import ConfigError
 from alignlab.models.tiny import byte_tokenizer
+from alignlab.plan import Plan
 from alignlab.rewards.checkpoint import SequenceClassifier
+from alignlab.run import Store
 
 PROMPTS = ["the fox", "a dog", "say it again"]
 TEXTS = ["jumps over the lazy dog", "no", "abc klm 12 0"]
@@ -131,3 +134,22 @@ def test_what_a_checkpoint_does_not_say_is_asked_for(classifier, reward_model, t
     BertModel(BertConfig(**TINY)).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     refused("no checkpoint of a trained classifier.*would be random", tmp_path, label="LABEL_0")
+
+
+def test_a_checkpoint_that_was_replaced_is_another_run(tmp_path) -> None:
+    """Its folder is called what it was, so only the files can say so."""
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"old")
+    config = compose(["pipeline=sft", "backbone=tiny", "reward@gold=checkpoint"])
+    config["gold"]["path"] = str(tmp_path)
+    config["stages"]["evaluate"]["gold"]["path"] = str(tmp_path)
+
+    def runs() -> Mapping[str, str]:
+        return Plan.from_configs([config], Store(tmp_path / "store")).jobs[0].stages
+
+    before = runs()
+    assert runs() == before
+    weights.write_bytes(b"newer")
+    after = runs()
+    assert after["sft"] == before["sft"]
+    assert after["evaluate"] != before["evaluate"]

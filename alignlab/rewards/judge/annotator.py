@@ -105,19 +105,6 @@ def mean_score(rulings: Mapping[tuple[int, int], Ruling], size: int) -> tuple[fl
     return tuple(sum(values) / len(values) if values else 0.5 for values in said)
 
 
-_JUDGED = (f"{__name__}.JudgeAnnotator", "alignlab.rewards.judge.reward.JudgeReward")
-
-
-def outside(spec: Any) -> list[str]:
-    """Fingerprints of the judges inside an annotator's configuration, which no field states."""
-    if isinstance(spec, Spec):
-        own = [build(spec).fingerprint()] if spec.target in _JUDGED else []
-        return own or [f for value in spec.arguments.values() for f in outside(value)]
-    if isinstance(spec, Mapping):
-        return [f for value in spec.values() for f in outside(value)]
-    return outside(spec.annotator) if hasattr(spec, "annotator") else []
-
-
 def limited(spec: Any) -> bool:
     """Whether a judge inside an annotator's configuration has a budget, which is one for all."""
     if isinstance(spec, Spec):
