@@ -33,9 +33,9 @@ def both_sides(
     Those are the same at every evaluation. Of every metric in `COMPARED` there is then also
     ``train_<metric>``, and ``<metric>_gap``: held-out minus trained on.
     """
-    if rows is None:
-        return lambda: dict(measure(held_out))
     sample = drawn(training, rows, seed)
+    if not sample:
+        return lambda: dict(measure(held_out))
 
     def evaluate() -> dict[str, float]:
         found, own = dict(measure(held_out)), measure(sample)
@@ -49,10 +49,12 @@ def both_sides(
     return evaluate
 
 
-def drawn(groups: Sequence[TokenGroup], rows: int, seed: int) -> list[TokenGroup]:
-    """At most ``rows`` of the groups, drawn by the seed, in the order of the data."""
+def drawn(groups: Sequence[TokenGroup], rows: int | None, seed: int) -> list[TokenGroup]:
+    """At most ``rows`` of the groups (None = none), drawn by the seed, in the order of the data."""
     import numpy as np
 
+    if rows is None:
+        return []
     source, count = np.random.default_rng([seed, len(groups)]), min(rows, len(groups))
     places = source.choice(len(groups), count, replace=False)
     return [groups[int(place)] for place in sorted(places)]

@@ -40,8 +40,13 @@ def mismatched(step: Sequence[TokenGroup], data: Sequence[TokenGroup]) -> list[T
     A step across the end of an epoch may hold one prompt twice, or only one; then the partner
     comes from ``data``.
     """
+    size = len(step)
     partners = [
-        next(other for other in chain(step[i + 1 :], step[:i], data) if other.row != group.row)
+        next(
+            other
+            for other in chain((step[(i + k) % size] for k in range(1, size)), data)
+            if other.row != group.row
+        )
         for i, group in enumerate(step)
     ]
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from alignlab.data.batch import Batch
@@ -14,7 +15,7 @@ from alignlab.errors import ConfigError
 from alignlab.models.load import BackboneConfig
 from alignlab.spec import Spec, function
 from alignlab.stages.anchors import anchored, require_anchor
-from alignlab.stages.generalization import both_sides, require_stopping
+from alignlab.stages.generalization import both_sides, drawn, require_stopping
 from alignlab.stages.moving import Moves, MovingReference
 from alignlab.stages.stage import START_KINDS, Estimate, Role, Stage
 from alignlab.typed import Range
@@ -136,10 +137,12 @@ class Preference(Stage):
         work = self._work(groups, terms, backbone, engine)
         steps = self.steps or work.steps_of(self.epochs)
         if isinstance(reference, ReferenceLogps) and need.needs_kl_point:
-            reference.prepare(all_mismatched(map(work.chosen, range(1, steps + 1)), groups))
+            measured = [held_out, drawn(groups, self.gap_rows, self.seed)]
+            meetings = chain(map(work.chosen, range(1, steps + 1)), measured)
+            reference.prepare(all_mismatched(meetings, groups))
 
         def measure(rows: Sequence[TokenGroup]) -> dict[str, float]:
-            return terms.evaluate(backbone, rows, engine) if rows else {}
+            return terms.evaluate(backbone, rows, groups, engine) if rows else {}
 
         evaluate = both_sides(measure, held_out, groups, self.gap_rows, self.seed)
         result = train(

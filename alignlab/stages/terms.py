@@ -141,11 +141,16 @@ class Terms:
         return losses
 
     def evaluate(
-        self, backbone: Backbone, groups: Sequence[TokenGroup], engine: Engine
+        self,
+        backbone: Backbone,
+        groups: Sequence[TokenGroup],
+        others: Sequence[TokenGroup],
+        engine: Engine,
     ) -> dict[str, float]:
         """Metrics of groups: of their pairs, or of single thumbs where there are none; the loss.
 
-        There is no loss where the objective needs statistics of a whole step.
+        What an objective must know of a whole step (a KL point) is of all ``groups`` as one step;
+        ``others`` are as in `statistics`.
         """
         import torch
 
@@ -159,8 +164,8 @@ class Terms:
             if self.reference is not None:
                 reference = self.reference.sums(groups)
             metrics = described(sums, reference, lengths, groups, paired=paired)
-            if not self.need.has_statistics:  # which are of a step that trains
-                metrics["loss"] = self._losses(sums, reference, lengths, groups, {})
+            known = self.statistics(groups, others, backbone, engine)
+            metrics["loss"] = self._losses(sums, reference, lengths, groups, known)
         return {name: float(values.double().mean()) for name, values in metrics.items()}
 
 

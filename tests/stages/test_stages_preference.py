@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stage_lab import (
@@ -235,6 +237,49 @@ def test_the_kl_point_of_kto_by_hand(chain: Chain, moved_by: str) -> None:
         assert not found.requires_grad
 
 
+def test_the_held_out_loss_of_kto_by_hand(chain: Chain) -> None:
+    """The measured rows are one step: a KL point of their own, the loss of each completion."""
+    moved, before = chain.sft, chain.lab.run(chain.lab.stage("sft", steps=1), {})
+    terms, backbone = kto_terms(chain, moved, before)
+    policy, sft = (plain_model(r.model_dir, chain.lab.store.cache) for r in (moved, before))
+    data = chain.prefer()[0].select(read(chain.annotations, "train"))
+    rows = data[:4]
+
+    def ratio(prompt: np.ndarray, completion: np.ndarray) -> float:
+        logps = [token_logps(m, prompt, completion).sum() for m in (policy, sft)]
+        return float(logps[0] - logps[1])
+
+    with torch.no_grad():
+        lent = [
+            ratio(group.prompt, completion)
+            for group, other in zip(rows, [*rows[1:], rows[0]], strict=True)
+            for completion in other.completions
+        ]
+        point = max(0.0, sum(lent) / len(lent))
+        expected = []
+        for group in rows:
+            for completion, good in zip(group.completions, group.verdict.desirable(), strict=True):
+                lead = 0.1 * (ratio(group.prompt, completion) - point)
+                expected.append(1 / (1 + math.exp(lead if good else -lead)))
+    for budget in (32, 4096):
+        engine = replace(chain.lab.engine, token_budget=budget)
+        found = terms.evaluate(backbone, rows, data, engine)["loss"]
+        assert found == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["kto", "bco"])
+def test_a_loss_with_statistics_of_a_step_can_stop_training(chain: Chain, name: str) -> None:
+    rule = {"metric": "loss", "mode": "min", "patience": 1, "min_delta": 1.0}
+    stage, inputs = chain.prefer(
+        objective=objective(name), steps=5, evaluate_every=1, gap_rows=4, early_stopping=rule
+    )
+    run = chain.lab.run(stage, inputs)
+    measured = run.metrics("eval")
+    assert len(measured) == 2  # no gain of 1 nat, so it stops after one more
+    assert all(math.isfinite(m["loss"]) and math.isfinite(m["loss_gap"]) for m in measured)
+    assert math.isfinite(run.summary()["loss"])
+
+
 def test_a_step_across_an_epoch_never_pairs_a_prompt_with_itself(chain: Chain) -> None:
     data = list(read(chain.annotations, "train"))
     twice = [data[0], data[0]]
@@ -267,7 +312,7 @@ def test_kto_carries_no_reference_through_training(chain: Chain, monkeypatch) ->
     monkeypatch.setattr(Real, "kl_point", kl_point)
     stage, inputs = chain.prefer(objective=objective("kto"), steps=2)
     chain.lab.run(stage, inputs)
-    assert views == [("policy",)] * 2
+    assert views == [("policy",)] * 3  # of two steps, and of the evaluation at the end
 
 
 def test_kto_with_one_prompt_per_step_is_refused(chain: Chain) -> None:
