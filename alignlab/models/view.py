@@ -16,6 +16,7 @@ from alignlab.models.encoder_rows import pooled_states
 from alignlab.models.layout import Layout, hidden_states, window_of
 from alignlab.models.logps import Head, head_of, predict
 from alignlab.models.virtual_tokens import lead_of
+from alignlab.models.vision import unreached
 from alignlab.tensors import FlatBatch, GroupSpan
 
 if TYPE_CHECKING:
@@ -125,12 +126,19 @@ class View:
 
     @property
     def unused(self) -> list[torch.nn.Parameter]:
-        """Parameters that no pass reaches: a language-model head, not tied, beside a scalar one."""
+        """Parameters that no pass reaches.
+
+        A language-model head, not tied, beside a scalar one; layers of a vision tower above those
+        that its features are read from.
+        """
+        with self._arithmetic():
+            unseen = unreached(self.model)
         if self._head is None:
-            return []
+            return unseen
         tied = {id(p) for p in self.model.get_input_embeddings().parameters()}
         outputs = self.model.get_output_embeddings()
-        return [p for p in outputs.parameters() if id(p) not in tied] if outputs else []
+        left = [p for p in outputs.parameters() if id(p) not in tied] if outputs else []
+        return [*unseen, *left]
 
     @property
     def lm_head(self) -> Head:

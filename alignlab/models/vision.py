@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from alignlab.images import Reference, opened
 from alignlab.models.sighted import Family, Trained, family_of, is_visual, require_technique
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from alignlab.models.load import BackboneConfig
@@ -36,13 +37,13 @@ class Sight:
     processor: Any  # of transformers
     family: Family
     trained: Trained | None
+    # names of weights that are trained -> which of them no image reaches
+    known: dict[frozenset[str], frozenset[str]] = field(default_factory=dict, compare=False)
 
-    def pixels(self, images: Sequence[Reference], device: torch.device) -> dict[str, Tensor]:
+    def pixels(self, images: Sequence[Image], device: torch.device) -> dict[str, Tensor]:
         """Tensors that the processor makes of images, without the tokens beside them."""
         text = self.processor.image_token * len(images)
-        made = self.processor(
-            images=[opened(image) for image in images], text=[text], return_tensors="pt"
-        )
+        made = self.processor(images=list(images), text=[text], return_tensors="pt")
         return {name: value.to(device) for name, value in made.items() if torch.is_tensor(value)}
 
     def frozen(self, name: str) -> bool:
@@ -141,8 +142,9 @@ def embedded(model: Any, ids: Tensor, images: Sequence[Reference]) -> Tensor:
     states: Tensor = model.get_input_embeddings()(ids)
     places = ids == model.config.image_token_id
     if not images:  # what is trained of what sees gets a gradient of 0, on every process
-        return states + 0.0 * sum(p.sum() for p in _trained(model)) if _learns(model) else states
-    features = torch.cat(list(_features(model, images))).to(states.dtype)
+        return states + 0.0 * sum(p.sum() for p in _reached(model)) if _learns(model) else states
+    shown = [opened(image) for image in images]
+    features = torch.cat(list(_features(model, shown))).to(states.dtype)
     tokens = int(places.sum())
     if tokens != len(features):
         raise TrainingError(
@@ -157,13 +159,36 @@ def _learns(model: Any) -> bool:
     return sight is not None and sight.trained is not None and torch.is_grad_enabled()
 
 
-def _trained(model: Any) -> Iterator[Tensor]:
+def unreached(model: Any) -> list[torch.nn.Parameter]:
+    """Trained weights of what sees that no image's features depend on.
+
+    Llava, for one, reads the states below the tower's last layer. Nothing may give such weights a
+    gradient, or processes with and without images would not have gradients of the same weights.
+    """
+    sight = sight_of(model)
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad and is_visual(n)}
+    if sight is None or not own:
+        return []
+    names = frozenset(own)
+    if names not in sight.known:
+        from PIL import Image
+
+        with torch.enable_grad():
+            features = torch.cat(list(_features(model, [Image.new("RGB", (64, 64))])))
+            found = torch.autograd.grad(features.sum(), list(own.values()), allow_unused=True)
+        pairs = zip(own, found, strict=True)
+        sight.known[names] = frozenset(name for name, gradient in pairs if gradient is None)
+    return [own[name] for name in sorted(sight.known[names])]
+
+
+def _reached(model: Any) -> Iterator[Tensor]:
+    left = {id(parameter) for parameter in unreached(model)}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and is_visual(name):
+        if parameter.requires_grad and is_visual(name) and id(parameter) not in left:
             yield parameter
 
 
-def _features(model: Any, images: Sequence[Reference]) -> Iterator[Tensor]:
+def _features(model: Any, images: Sequence[Image]) -> Iterator[Tensor]:
     """Features ``(tokens, H)`` of every image (or of several together), in order."""
     sight = sight_of(model)
     assert sight is not None

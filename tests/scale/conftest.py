@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 # pytest puts a folder on the path only when it collects there; these tests also run alone.
-FOLDER = str(Path(__file__).resolve().parent.parent / "stages")
-if FOLDER not in sys.path:
-    sys.path.insert(0, FOLDER)
+TESTS = Path(__file__).resolve().parent.parent
+for folder in map(str, (TESTS / "vision", TESTS / "stages")):
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
 
 from stage_fixtures import chain, lora_chain  # noqa: E402
 

@@ -172,6 +172,29 @@ def test_gradients_reach_only_what_is_trained(
 
 
 @pytest.mark.parametrize("rank", [None, 2], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_and_texts_give_gradients_of_the_same_weights(
+    kind: str, rank: int | None, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Else processes with pictures and without would wait for each other's; two layers of Llava's
+    tower end above the states that are read."""
+    backbone = open_model(models[kind], tmp_path, rank, vision="all")
+    backbone.add("policy", source=None, trainable=True)
+    groups = tokens_of(backbone, groups_of(tmp_path / "rows"))
+    found = []
+    with backbone.view("policy") as view:
+        unused = {id(p) for p in view.unused}
+        for part in (groups[:1], groups[1:2]):  # pictures, text alone
+            view.model.zero_grad(set_to_none=True)
+            view.logps(flatten(part)).sum().backward()
+            trained = [(n, p) for n, p in view.model.named_parameters() if p.requires_grad]
+            found.append({n for n, p in trained if p.grad is not None})
+            assert {n for n, p in trained if id(p) in unused} == {n for n, _ in trained} - found[-1]
+    assert found[0] == found[1]
+    assert bool(unused) == kind.startswith("llava")
+
+
+@pytest.mark.parametrize("rank", [None, 2], ids=["full", "lora"])
 def test_a_saved_view_comes_back(rank: int | None, llava: Path, tmp_path: Path) -> None:
     backbone = open_model(llava, tmp_path, rank)
     batch = flatten(tokens_of(backbone, groups_of(tmp_path)))
