@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from alignlab.data.template import Tokenization
 
 HELD_OUT = ("validation", "test")
+HELD_OUT_TEXTS = "pretrain_validation"
 
 
 @dataclass(frozen=True)
@@ -118,22 +119,16 @@ def check(
 
 def examine(setup: Setup, named: Sequence[str] = ()) -> Report:
     """Check the splits one after another."""
-    from alignlab.data.template import Tokenization
-
     began = time.monotonic()
-    splits = setup.splits(named)
+    splits, lengths = setup.splits(named), setup.lengths
     # Data that cannot be read are refused before a tokenizer is loaded.
     held_out = {split: list(setup.data.stream(split)) for split in HELD_OUT}
-    tokenizer = setup.tokenizer()
-    lengths = setup.lengths
-    tokenization = Tokenization(
-        tokenizer, lengths.max_prompt, lengths.max_completion, processor=setup.processor()
-    )
+    tokenization = setup.tokenization()
     checked = tuple(_check_split(setup, split, tokenization, held_out) for split in splits)
     return Report(
         setup.name,
         setup.backbone.path,
-        setup.vocabulary() or len(tokenizer),
+        setup.vocabulary() or len(tokenization.tokenizer),
         lengths.max_prompt,
         lengths.max_completion,
         tuple(one for one in checked if one is not None),
@@ -152,7 +147,11 @@ def _check_split(
     from alignlab.data.gate.left_out import left_out
 
     need = need_of(setup, split)
-    groups = held_out[split] if split in held_out else setup.data.stream(split)
+    source = setup.source(split)
+    if setup.reading(split):  # which compares its documents with held-out ones alone
+        tokenization = setup.tokenization(documents=True)
+        held_out = {HELD_OUT_TEXTS: list(source.stream(HELD_OUT_TEXTS))}
+    groups = held_out[split] if split in held_out else source.stream(split)
     if split == "sft":
         groups = _imitated(groups)
     gate = Gate(
@@ -171,10 +170,10 @@ def _check_split(
             break
     if not refused.rows and not need:
         return None
-    lost = left_out(setup.data, (split,), setup.limits)
+    lost = left_out(source, (split,), setup.limits)
     findings = (*lost, *refused.findings(), *_without_empty(gate, refused))
     rows = {row for finding in findings for row in finding.rows}
-    again = setup.data.stream(split) if rows else iter(())
+    again = source.stream(split) if rows else iter(())
     examples = {row: group for row, group in enumerate(again) if row in rows}
     return Checked(split, need, gate.statistics(), findings, examples)
 
@@ -182,6 +181,8 @@ def _check_split(
 def need_of(setup: Setup, split: str) -> Need:
     """What the stages ask of the verdicts of a split; "" = they read none there."""
     kinds = {stage.kind for stage in setup.stages.values()}
+    if setup.reading(split):
+        return "demonstration"
     if split == "sft":
         return "demonstration" if "sft" in kinds else ""
     if split == "preference" and "annotate" in kinds:

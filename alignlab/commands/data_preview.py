@@ -53,14 +53,14 @@ def preview(
     if html is not None:
         from alignlab.commands.preview_page import page
 
-        text = page(views, title=f"{setup.name}, split {split}", facts=facts(setup), ids=ids)
+        text = page(views, title=f"{setup.name}, split {split}", facts=facts(setup, split), ids=ids)
         Path(html).write_text(text, encoding="utf-8")
         print(f"page: {html}")
         return 0
     from alignlab.commands.preview_text import has_colour, legend, row_text
 
     colour = has_colour(sys.stdout)
-    print(f"{setup.name}, split {split}: {facts(setup)}\n{legend(colour)}")
+    print(f"{setup.name}, split {split}: {facts(setup, split)}\n{legend(colour)}")
     for view in views:
         print(f"\n{row_text(view, ids=ids, colour=colour)}")
     return 0
@@ -72,26 +72,23 @@ def look(setup: Setup, split: str, first: int, count: int) -> Iterator[RowView]:
     Raises:
         DataError: there are no rows there.
     """
-    from alignlab.data.template import Tokenization
     from alignlab.data.view import Viewer
 
     chosen = list(islice(_rows(setup, split), first, first + count))
     if not chosen:
         raise DataError(_nothing(setup, split, first))
-    lengths = setup.lengths
-    tokenization = Tokenization(
-        setup.tokenizer(),
-        lengths.max_prompt,
-        lengths.max_completion,
-        processor=setup.processor(),
-    )
-    viewer = Viewer(tokenization)
+    viewer = Viewer(setup.tokenization(documents=setup.reading(split) is not None))
     return (viewer.view(group, number) for number, group in enumerate(chosen, first))
 
 
-def facts(setup: Setup) -> str:
+def facts(setup: Setup, split: str) -> str:
     """What decides the tokens beside the data."""
     template = setup.backbone.template
+    if stage := setup.reading(split):
+        return (
+            f"backbone {setup.backbone.path}, whole documents, of which training cuts windows of "
+            f"{stage.window} tokens"
+        )
     return (
         f"backbone {setup.backbone.path}, max_prompt {setup.lengths.max_prompt}, max_completion "
         f"{setup.lengths.max_completion}" + (f", template {template}" if template else "")
@@ -100,12 +97,13 @@ def facts(setup: Setup) -> str:
 
 def _rows(setup: Setup, split: str) -> Iterator[PromptGroup]:
     """Groups of a split as its stage takes them."""
-    if split.startswith("pretrain"):
+    if split.startswith("pretrain") and setup.reading(split) is None:
         raise ConfigError(
             f"--split {split}: pretraining makes its own vocabulary of the texts, so there are no "
-            "tokens before it. Look at another split, or at the texts themselves."
+            "tokens before it. Look at another split, or at the texts themselves; with "
+            "pipeline=continued_pretrain the backbone's tokenizer reads them."
         )
-    groups = setup.data.stream(split)
+    groups = setup.source(split).stream(split)
     if split != "sft":
         return groups
     from alignlab.stages.sft import demonstrations
@@ -117,7 +115,7 @@ def _nothing(setup: Setup, split: str, first: int) -> str:
     count = sum(1 for _ in _rows(setup, split))
     if count:
         return f"--row {first}: split '{split}' of {setup.name} has {count} rows, counted from 0."
-    prompts = sum(1 for _ in setup.data.stream(split))
+    prompts = sum(1 for _ in setup.source(split).stream(split))
     if prompts:
         return (
             f"{setup.name}: the {prompts} rows of split '{split}' are prompts without completions, "

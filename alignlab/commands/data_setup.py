@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignlab import typed
 from alignlab.compose import compose
@@ -21,6 +21,11 @@ from alignlab.run import Store
 from alignlab.spec import Spec, build
 from alignlab.stages.stage import Stage
 
+if TYPE_CHECKING:
+    from alignlab.data.template import Tokenization
+    from alignlab.stages.continued_pretrain import ContinuedPretrain
+
+READ_TEXTS = {"pretrain", "continued_pretrain"}  # kinds of stages whose splits are other ones
 PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
@@ -111,6 +116,28 @@ class Setup:
         size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
         return int(size) if size else None
 
+    def reading(self, split: str) -> ContinuedPretrain | None:
+        """The stage that reads the split as whole documents, with the backbone's tokenizer."""
+        from alignlab.stages.continued_pretrain import ContinuedPretrain
+
+        found = (s for s in self.stages.values() if isinstance(s, ContinuedPretrain))
+        return next(found, None) if split.startswith("pretrain") else None
+
+    def source(self, split: str) -> Source:
+        """Where the split comes from: documents may be other data than all the rest."""
+        stage = self.reading(split)
+        source: Source = self.data if stage is None else build(stage.data)
+        return source
+
+    def tokenization(self, *, documents: bool = False) -> Tokenization:
+        """How rows become tokens: cut to the limits, but for whole documents."""
+        from alignlab.data.template import Tokenization
+
+        if documents:
+            return Tokenization(self.tokenizer(), None, None)
+        limits = self.lengths.max_prompt, self.lengths.max_completion
+        return Tokenization(self.tokenizer(), *limits, processor=self.processor())
+
     def splits(self, named: Sequence[str] = ()) -> tuple[str, ...]:
         """Splits to look at: those named, else all that the stages of the configuration read.
 
@@ -124,8 +151,8 @@ class Setup:
         if named:
             return tuple(dict.fromkeys(named))
         kinds = {stage.kind for stage in self.stages.values()}
-        texts = [s for s in SPLITS if s.startswith("pretrain") and "pretrain" in kinds]
-        if kinds == {"pretrain"}:
+        texts = [s for s in SPLITS if s.startswith("pretrain") and kinds & READ_TEXTS]
+        if kinds <= READ_TEXTS:
             return tuple(texts)
         return (*texts, *(s for s in SPLITS if not s.startswith("pretrain")))
 
