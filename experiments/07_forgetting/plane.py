@@ -36,6 +36,7 @@ COLOURS = (
     "#1f4e79", "#c8553d", "#588b8b", "#8d6a9f", "#d4a017", "#3a7d44", "#b5507a", "#5d8aa8",
     "#a0522d", "#4b5d67", "#7cb518",
 )  # fmt: skip
+FARTHEST = 1.1  # times the largest forgetting of what must be on the figure
 MARKS = "osD^vP*Xhp<"
 
 
@@ -65,11 +66,17 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
                         [row["forgotten"][0]] * 2, [low, high], lw=0.7, color=colour, alpha=0.5
                     )
         axis.plot(0, 0, "k+", ms=9)
+        axis.set_xlim(right=FARTHEST * max(_forgotten(row) for row in rows if _in_view(row)))
         axis.set_xlabel("forgotten: rise of the loss on human text, nats per token")
         axis.set_title(title, fontsize=9)
         axis.legend(fontsize=6.5, loc="lower right")
     axes[0].set_ylabel("gained: VADER's sentiment")
     figure.savefig(file, dpi=100, bbox_inches="tight")
+
+
+def _in_view(row: Mapping[str, Any]) -> bool:
+    """Whether a point is on the figure: what forgets a multiple of all others would squeeze it."""
+    return row["method"] not in ("dare", "dare_ties")
 
 
 def _forgotten(row: Mapping[str, Any]) -> float:

@@ -21,11 +21,14 @@ from scipy import stats
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-from plane import draw  # noqa: E402 (after the path)
+from equal_gain import curves, forgotten_at  # noqa: E402 (after the path)
+from plane import MERGED, TRAINED, draw  # noqa: E402
 
 from alignlab.run import Store  # noqa: E402
 
 START = "evaluate"  # the stage that evaluates the model that all training starts from
+FAMILIES = list(dict.fromkeys([*TRAINED, *MERGED]))
+GAINS = (0.15, 0.25)  # gold, at which methods are compared
 MEASURES = {"forgotten": "reference_nll", "gained": "gold", "audit": "audit", "kl": "kl"}
 
 
@@ -53,7 +56,65 @@ def rows_of(seeds: Mapping[int, Mapping[str, Mapping[str, float]]]) -> list[dict
         for measure, key in MEASURES.items():
             row[measure] = interval([s[name][key] - s[START][key] for s in whole])
         rows.append(row)
-    return rows
+    return sorted(rows, key=place)
+
+
+def place(row: Mapping[str, Any]) -> tuple[int, float]:
+    """Methods as the figure has them, each from what it forgets least on."""
+    known = FAMILIES.index(row["method"]) if row["method"] in FAMILIES else len(FAMILIES)
+    return known, float(row["forgotten"][0])
+
+
+def at_equal_gain(
+    seeds: Mapping[int, Mapping[str, Mapping[str, float]]],
+) -> dict[str, dict[str, list[float | None]]]:
+    """What each method forgets at each of `GAINS`, with intervals over the seeds.
+
+    Only methods that reach the gain with every seed have a number there.
+    """
+    found: dict[str, dict[str, list[float | None]]] = defaultdict(dict)
+    by_seed = []
+    for stages in seeds.values():
+        start = stages[START]
+        points = {
+            name.removeprefix("evaluate_"): (
+                s["gold"] - start["gold"],
+                s["reference_nll"] - start["reference_nll"],
+            )
+            for name, s in stages.items()
+            if name != START
+        }
+        by_seed.append(curves(points))
+    for method in by_seed[0]:
+        for gain in GAINS:
+            read = [forgotten_at(c[method], gain) if method in c else None for c in by_seed]
+            values = [value for value in read if value is not None]
+            if len(values) == len(by_seed):
+                found[method][f"{gain:g}"] = interval(values)
+    return dict(found)
+
+
+def equal_gain_table(found: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:
+    """The same as lines of a README's table, the least forgetting first."""
+    heads = [f"forgotten at a gain of {gain:g}" for gain in GAINS]
+    lines = [f"| method | {' | '.join(heads)} |", "|---" * (1 + len(GAINS)) + "|"]
+    last = f"{GAINS[-1]:g}"
+
+    def least(method: str) -> float:
+        return float((found[method].get(last) or [float("inf")])[0] or 0.0)
+
+    for method in sorted(found, key=least):
+        cells = [cell(found[method].get(f"{gain:g}")) for gain in GAINS]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cell(values: Sequence[float | None] | None) -> str:
+    """Mean and interval."""
+    if values is None:
+        return "not reached"
+    mean, low, high = values
+    return f"{mean:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
 
 
 def interval(values: Sequence[float]) -> list[float | None]:
@@ -77,11 +138,6 @@ def undominated(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as lines of a README's table."""
-
-    def cell(values: Sequence[float | None]) -> str:
-        mean, low, high = values
-        return f"{mean:.2f}" + ("" if low is None else f" [{low:.2f}, {high:.2f}]")
-
     lines = ["| method | strength | forgotten, nats per token | gained, gold | audit | KL, nats |"]
     lines.append("|---|---|---|---|---|---|")
     for row in rows:
@@ -102,11 +158,18 @@ def main() -> None:
         raise SystemExit(f"no finished evaluation of {options.study} in {options.store}")
     rows = rows_of(seeds)
     start = {key: [s[START][key] for s in seeds.values()] for key in MEASURES.values()}
-    found = {"seeds": list(seeds), "start": start, "rows": rows, "undominated": undominated(rows)}
+    equal = at_equal_gain(seeds)
+    found = {
+        "seeds": list(seeds),
+        "start": start,
+        "rows": rows,
+        "at_equal_gain": equal,
+        "undominated": undominated(rows),
+    }
     text = json.dumps(found, indent=1)
     (options.to / "results.json").write_text(text + "\n", encoding="utf-8")
     draw(rows, options.to / "plane.png")
-    print(table(rows))
+    print(f"{table(rows)}\n\n{equal_gain_table(equal)}")
     print("\nnot dominated:", ", ".join(found["undominated"]))
 
 

@@ -52,6 +52,27 @@ def test_what_forgets_less_and_gains_more_beats_the_rest(study: ModuleType) -> N
     assert study.undominated(rows) == ["a", "b"]
 
 
+def test_methods_are_compared_at_equal_gain(study: ModuleType) -> None:
+    def at(gold: float, loss: float) -> dict[str, float]:
+        return evaluated(0.1 + gold, 3.0 + loss)
+
+    one = {
+        "evaluate": at(0, 0),
+        "evaluate_tuned": at(0.5, 1.0),
+        # Gains more and forgets less than a weaker hold, which is left out.
+        "evaluate_l2sp,weight=1": at(0.1, 0.4),
+        "evaluate_l2sp,weight=3": at(0.2, 0.1),
+        "evaluate_ties,scale=1": at(0.2, 0.6),
+    }
+    found = study.at_equal_gain({0: one, 1: one})
+    assert found["l2sp"]["0.15"] == pytest.approx([0.075] * 3, abs=1e-4)  # from (0, 0)
+    assert found["l2sp"]["0.25"] == pytest.approx([0.25] * 3, abs=1e-4)  # towards the plain run
+    assert found["ties"] == {"0.15": pytest.approx([0.45] * 3, abs=1e-4)}  # ends at a gain of 0.2
+    lines = study.equal_gain_table(found).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| l2sp", "| ties"]
+    assert "not reached" in lines[-1]
+
+
 def test_only_finished_evaluations_of_the_study_count(study: ModuleType, tmp_path: Path) -> None:
     store = Store(tmp_path)
     for key, name, of, done in (
