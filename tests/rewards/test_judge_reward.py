@@ -10,9 +10,9 @@ from judge_cases import Taste, always_first, longer
 
 from alignlab.compose import compose
 from alignlab.errors import ConfigError, DataError
-from alignlab.rewards.judge.annotator import outside
 from alignlab.rewards.judge.asking import Asker
 from alignlab.rewards.judge.reward import JudgeReward
+from alignlab.rewards.reward import outside
 from alignlab.spec import Spec, parse
 
 LEXICON: dict[str, Any] = {"_target_": "alignlab.rewards.lexicon.Vader", "part": "completion"}
