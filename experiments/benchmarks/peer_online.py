@@ -145,7 +145,7 @@ def generate(job: Mapping[str, Any], folder: Path, case: Case, rows: Rows, answe
     more = {"cache_implementation": options["cache"]} if options.get("cache") else {}
     if not parity:
         more |= {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
-    reduced = options.get("dtype") == "amp" and job["mode"] != "parity"
+    reduced = options.get("dtype") == "amp" and not parity
     autocast = torch.autocast(device, torch.bfloat16, enabled=reduced)
 
     def run(chosen: Sequence[int]) -> dict[int, list[int]]:

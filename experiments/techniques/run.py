@@ -33,6 +33,7 @@ RATES = {
 ULMFIT = [f"+optimizer@stages.{stage}.optimizer=ulmfit" for stage in ("reward", "preference")]
 BIASED = ("bitfit",)  # these start from a copy of the base model with biases of zero
 SCHEDULES = {"ulmfit": ("full", ULMFIT)}  # of full fine-tuning, measured as techniques
+QUALITY = {"reward_accuracy": 3, "dpo_accuracy": 3, "gold": 2, "kl": 1}  # digits shown
 STAGES = ("reward", "preference")  # what is trained by the technique
 FIRST = ("full", "lora")
 
@@ -198,10 +199,14 @@ def cost(args: argparse.Namespace, name: str) -> dict[str, Any]:
     short += ["size.annotate.prompts=640", "stages.annotate.validation_share=0.05"]
     (answer,) = run(args, name, [{}], [CHOSEN_ON], short)
     if isinstance(answer, str):
+        print(f"{name}: no cost measured: {answer}", flush=True)
         return {}
-    steps = [line["tokens_per_second"] for line in answer["reward"]["train"][1:]]
+    record = answer["reward"]
+    steps = [line["tokens_per_second"] for line in record["train"][1:]]
     return {
-        "peak_mib": answer["reward"]["peak_memory_bytes"] / 2**20,
+        "trained": record["params_trained"],
+        "share": record["params_trained"] / record["params_total"],
+        "peak_mib": record["peak_memory_bytes"] / 2**20,
         "tokens_per_second": statistics.median(steps),
         "tokens_per_second_spread": [min(steps), max(steps)],
     }
@@ -215,26 +220,24 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "|" + "---|" * 10,
     ]
     for row in rows:
-        if "refused" in row:
+        if "trained" not in row:
             lines.append(f"| {row['technique']} | not measured: {row['refused']} |" + " |" * 8)
             continue
-        cells = [
-            row["technique"],
-            f"{row['trained']:,}",
-            f"{100 * row['share']:.2g} %",
-            *(spread(row[key], 3) for key in ("reward_accuracy", "dpo_accuracy")),
-            spread(row["gold"], 2),
-            spread(row["kl"], 1),
+        cells = [row["technique"], f"{row['trained']:,}", f"{100 * row['share']:.2g} %"]
+        cells += [spread(row.get(key), digits) for key, digits in QUALITY.items()]
+        cells += [
             f"{row['peak_mib']:.0f}" if "peak_mib" in row else "–",
             f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "–",
-            ", ".join(f"{rate:g}" for rate in row["rates"].values()),
+            ", ".join(f"{rate:g}" for rate in row.get("rates", {}).values()) or "–",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def spread(values: Sequence[float], digits: int) -> str:
+def spread(values: Sequence[float] | None, digits: int) -> str:
     """The mean, and the least and the most of the seeds."""
+    if not values:
+        return "–"
     least, mean, most = min(values), statistics.mean(values), max(values)
     return f"{mean:.{digits}f} ({least:.{digits}f}–{most:.{digits}f})"
 
