@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -41,13 +41,12 @@ def mismatched(step: Sequence[TokenGroup], data: Sequence[TokenGroup]) -> list[T
     comes from ``data``.
     """
     size = len(step)
+
+    def others(place: int) -> Iterator[TokenGroup]:
+        return chain((step[(place + k) % size] for k in range(1, size)), data)
+
     partners = [
-        next(
-            other
-            for other in chain((step[(i + k) % size] for k in range(1, size)), data)
-            if other.row != group.row
-        )
-        for i, group in enumerate(step)
+        next(other for other in others(i) if other.row != group.row) for i, group in enumerate(step)
     ]
     return [
         replace(

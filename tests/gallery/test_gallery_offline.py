@@ -504,7 +504,7 @@ def mismatched_ratios(
 )
 @catches(
     "alignlab.stages.pairing",
-    "next(other for other in chain(step[i + 1 :], step[:i], data) if other.row != group.row)",
+    "next(other for other in others(i) if other.row != group.row)",
     "step[len(step) - 1 - i]",  # reversed: the middle one of an odd number meets itself
 )
 @catches(
