@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from alignlab.data.template import Tokenization
 
 HELD_OUT = ("validation", "test")
-HELD_OUT_TEXTS = "pretrain_validation"
 
 
 @dataclass(frozen=True)
@@ -145,12 +144,14 @@ def _check_split(
     """Check one split; None for one that the data set leaves empty and no stage needs."""
     from alignlab.data.gate.gate import Gate
     from alignlab.data.gate.left_out import left_out
+    from alignlab.stages import continued_pretrain
 
     need = need_of(setup, split)
     source = setup.source(split)
     if setup.reading(split):  # which compares its documents with held-out ones alone
         tokenization = setup.tokenization(documents=True)
-        held_out = {HELD_OUT_TEXTS: list(source.stream(HELD_OUT_TEXTS))}
+        held = continued_pretrain.HELD_OUT
+        held_out = {held: list(source.stream(held))}
     groups = held_out[split] if split in held_out else source.stream(split)
     if split == "sft":
         groups = _imitated(groups)
