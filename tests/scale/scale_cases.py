@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from equivalence_cases import OFFLINE, ONLINE, method
-from equivalence_checks import assert_lines_equal, model_difference
+from equivalence_checks import TOLERANCE, assert_lines_equal, model_difference
 from stage_lab import Chain
 from two_processes import described, start
 
@@ -110,3 +110,15 @@ def differences(
         except AssertionError as error:
             wrong.append(f"{case}: {error}")
     return largest, wrong
+
+
+def largest_apart(runs: Iterable[tuple[str, Run, Run]]) -> float:
+    """Largest difference of trainings (name, in one process, in several), each within 1e-6."""
+    most = 0.0
+    for name, alone, together in runs:
+        finished = Run(together.path)  # another process has finished it
+        difference = model_difference(alone, finished)
+        assert difference < TOLERANCE, name
+        assert_lines_equal(alone, finished)
+        most = max(most, difference)
+    return most
