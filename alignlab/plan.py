@@ -20,6 +20,7 @@ from alignlab.graph import counted, ordered
 from alignlab.keys import key_of, target_of
 from alignlab.models.encoders import require_policy
 from alignlab.spec import locate
+from alignlab.stages.estimate import require_thaw
 from alignlab.stages.stage import Stage
 
 if TYPE_CHECKING:
@@ -239,6 +240,7 @@ class _Planner:
                 backbone = getattr(built.stage, "backbone", None)
                 if backbone is not None and not built.stage.encodes:
                     require_policy(backbone, self.store.cache, built.stage.kind)
+                require_thaw(built.stage, self.store.cache)
                 self.estimates[key] = built.stage.estimate(
                     self.store.cache, {role: source.stage for role, source in inputs.items()}
                 )

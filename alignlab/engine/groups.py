@@ -62,11 +62,12 @@ class Layerwise:
             ConfigError: the last of ``depths`` layer groups would not have thawed at the last step.
         """
         if self.thawed(steps, steps) < depths and self.thaw is not None:
+            most = (steps - 1) // (depths - 1)
+            advice = f"Set it to at most {most}" if most else f"Train for at least {depths} steps"
             raise ConfigError(
                 f"optimizer.layerwise.thaw={self.thaw:g}: of {depths} layer groups the lower "
                 f"{depths - self.thawed(steps, steps)} would not thaw within the {steps} steps. "
-                f"Use at most {(steps - 1) // max(1, depths - 1)} steps, or train the upper layers "
-                "alone with adapter=last_layers."
+                f"{advice}, or train the upper layers alone with adapter=last_layers."
             )
 
 

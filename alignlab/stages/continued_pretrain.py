@@ -20,7 +20,7 @@ from alignlab.errors import DataError
 from alignlab.models.load import BackboneConfig
 from alignlab.spec import Spec, build
 from alignlab.stages.anchors import anchored, require_anchor
-from alignlab.stages.generalization import require_stopping
+from alignlab.stages.generalization import both_sides, require_stopping, summary_of
 from alignlab.stages.stage import START_KINDS, Estimate, Role, Stage
 from alignlab.typed import Range
 
@@ -51,7 +51,7 @@ class ContinuedPretrain(Stage):
     kind: ClassVar[str] = "continued_pretrain"
     together: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {"init": Role(START_KINDS, optional=True)}
-    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"anchor"})
+    unkeyed_if_null: ClassVar[frozenset[str]] = frozenset({"anchor", "gap_rows"})
 
     backbone: BackboneConfig
     data: Spec
@@ -67,12 +67,13 @@ class ContinuedPretrain(Stage):
     evaluate_rows: Annotated[int, Range(min=1)]
     early_stopping: EarlyStopping | None
     anchor: Spec | None = None
+    gap_rows: Annotated[int, Range(min=1)] | None = None
 
     def validate(self) -> None:
         """An anchor is one; early stopping can work."""
         require_anchor(self.anchor)
         names = ("nll", *(f"nll_{name}" for name in parts_in(self.data)))
-        require_stopping(self.early_stopping, self.evaluate_every, names, None)
+        require_stopping(self.early_stopping, self.evaluate_every, names, self.gap_rows)
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Train on the ``pretrain`` split; report the loss on held-out documents by part."""
@@ -95,6 +96,12 @@ class ContinuedPretrain(Stage):
         work = OfflineWork(
             groups, self.batch, self.seed, engine, "policy", count=completion_tokens, loss_of=loss
         )
+
+        def measure(rows: Sequence[TokenGroup]) -> dict[str, float]:
+            read = measured if rows is held_out else HeldOut.of(rows, self.window)
+            return read.nll(backbone, engine)
+
+        evaluate = both_sides(measure, held_out, documents, self.gap_rows, self.seed)
         result = train(
             anchored(self.anchor, work, backbone, source),
             backbone,
@@ -104,19 +111,19 @@ class ContinuedPretrain(Stage):
             run=run,
             engine=engine,
             seed=self.seed,
-            evaluate=lambda: measured.nll(backbone, engine),
+            evaluate=evaluate,
             evaluate_every=self.evaluate_every,
             early_stopping=self.early_stopping,
         )
         finish_training(run, backbone, "policy", result, work.counts(result.steps))
-        after = measured.nll(backbone, engine)
+        after = evaluate()
         run.update_record(
             label=self.label or "continued pretraining",
             packing=work.packing(result.steps),
             corpus=corpus_of(documents) | {"windows": len(groups)},
             summary={
                 **{f"start_{name}": value for name, value in before.items()},
-                **{f"validation_{name}": value for name, value in after.items()},
+                **summary_of(after),
                 "validation_perplexity": math.exp(after["nll"]),
             },
         )

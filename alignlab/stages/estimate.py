@@ -30,6 +30,23 @@ if TYPE_CHECKING:
     Trainer: TypeAlias = SFT | ContinuedPretrain | Reward | Preference | Online
 
 
+def require_thaw(stage: Stage, cache: Path) -> None:
+    """Refuse stated steps that are too few for gradual unfreezing, before anything is trained.
+
+    Raises:
+        ConfigError: a layer group of the whole model would not thaw within ``steps``.
+    """
+    from alignlab.models.memory import dimensions_of, parameter_counts
+
+    steps, optimizer = getattr(stage, "steps", None), getattr(stage, "optimizer", None)
+    if steps is None or optimizer is None or optimizer.layerwise is None:
+        return
+    backbone: BackboneConfig = getattr(stage, "backbone")  # noqa: B009 (stages in general have none)
+    total, trained = parameter_counts(backbone, cache)
+    if trained == total:  # embeddings are one more group than there are layers
+        optimizer.layerwise.check(dimensions_of(backbone, cache).layers + 1, steps)
+
+
 def shown_tokens(batch: Batch, steps: int | None, *, prompts: float, per_prompt: int) -> int:
     """Most tokens that a training sees: ``steps`` steps, or as many as show ``prompts`` prompts."""
     if isinstance(batch, TokenBatch):

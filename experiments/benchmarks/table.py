@@ -80,8 +80,13 @@ def rate(row: Mapping[str, Any], side: str) -> str:
     if row[side] is None:
         return "–"
     low, high = row["spread"][side]
-    span = f" ({low:.3g} to {high:.3g})" if row["repeats"][side] > 1 else ""
-    return f"{row[side]:.3g}{span}"
+    span = f" ({three(low)} to {three(high)})" if row["repeats"][side] > 1 else ""
+    return three(row[side]) + span
+
+
+def three(value: float) -> str:
+    """Three digits, with commas and never an exponent."""
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 def parity(found: Mapping[str, Any]) -> str:

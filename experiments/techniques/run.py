@@ -195,12 +195,11 @@ def cost(args: argparse.Namespace, name: str) -> dict[str, Any]:
     Speed is the median of the steps after the first: tokens of a step by its seconds, forward,
     backward and update. Few prompts are held out, since scoring them is the same for all.
     """
-    short = ["size.reward.steps=16", "size.preference.steps=1", "size.evaluate.prompts=1"]
+    short = ["size.reward.steps=16", "size.preference.steps=8", "size.evaluate.prompts=1"]
     short += ["size.annotate.prompts=640", "stages.annotate.validation_share=0.05"]
     (answer,) = run(args, name, [{}], [CHOSEN_ON], short)
     if isinstance(answer, str):
-        print(f"{name}: no cost measured: {answer}", flush=True)
-        return {}
+        return {"refused": answer}
     record = answer["reward"]
     steps = [line["tokens_per_second"] for line in record["train"][1:]]
     return {
@@ -221,9 +220,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in rows:
         if "trained" not in row:
-            lines.append(f"| {row['technique']} | not measured: {row['refused']} |" + " |" * 8)
+            lines.append(f"| {row['technique']} | not measured: {row.get('refused')} |" + " |" * 8)
             continue
-        cells = [row["technique"], f"{row['trained']:,}", f"{100 * row['share']:.2g} %"]
+        cells = [row["technique"], f"{row['trained']:,}", percent(row["share"])]
         cells += [spread(row.get(key), digits) for key, digits in QUALITY.items()]
         cells += [
             f"{row['peak_mib']:.0f}" if "peak_mib" in row else "–",
@@ -232,6 +231,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def percent(share: float) -> str:
+    """Two digits, or whole per cents from 10 on."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def spread(values: Sequence[float] | None, digits: int) -> str:
@@ -259,7 +263,8 @@ def main() -> None:
     rows = {row["technique"]: row for row in known}
     for name in wanted:
         found = measured(args, name) if args.part == "quality" else cost(args, name)
-        rows[name] = {**rows.get(name, {"technique": name}), **found}
+        kept = {k: v for k, v in rows.get(name, {}).items() if k != "refused"}
+        rows[name] = {"technique": name, **kept, **found}
         ordered = [rows[n] for n in techniques() if n in rows]
         where = {
             "machine": platform.processor() or platform.machine(),

@@ -11,6 +11,7 @@ import yaml
 from alignlab.compose import compose, conf_dir
 from alignlab.engine.algorithms import MOMENTUM, NAMES, STATE_BYTES
 from alignlab.engine.optimizer import Optimizer
+from alignlab.errors import ConfigError
 from alignlab.plan import Plan
 from alignlab.run import Store
 
@@ -36,6 +37,19 @@ def test_every_optimizer_goes_over_a_stage_s(choice: str, tmp_path: Path) -> Non
     assert all("#" in line for line in text.splitlines())
     if "name" in stated:
         assert stated["name"] == choice
+
+
+def test_too_few_steps_to_thaw_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    said = ["pipeline=sft", "experiment=smoke", "backbone=tiny", "adapter=full"]
+    said.append("+optimizer@stages.sft.optimizer=ulmfit")
+    layers = 2  # of the tiny model; its embeddings are one more group
+    for steps, refused in ((layers, True), (layers + 1, False)):
+        composed = compose([*said, f"stages.sft.steps={steps}"])
+        if refused:
+            with pytest.raises(ConfigError, match=r"stages\.sft.*thaw=0\.1.*at least 3 steps"):
+                Plan.from_configs([composed], Store(tmp_path))
+        else:
+            assert Plan.from_configs([composed], Store(tmp_path)).nodes
 
 
 def test_every_algorithm_has_a_yaml_and_a_size() -> None:
