@@ -1,10 +1,10 @@
-# make setup | demo | test | test-scale | conformance | lint | types | clean — nothing is needed before them but Python 3.11 or newer.
+# make setup | demo | test | test-long | test-scale | test-fast | conformance | lint | types | clean — nothing is needed before them but Python 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-scale test-fast conformance lint types clean
+.PHONY: setup demo test test-long test-scale test-fast conformance lint types clean
 
 setup: $(STAMP)
 
@@ -21,13 +21,16 @@ demo: setup
 	$(BIN)/alignlab run -m experiment=sentiment_demo seed=0,1 launch=local
 
 test: setup lint types
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "not scale"
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "not scale and not long"
+
+test-long: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m long
 
 test-scale: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m scale
 
 test-fast: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not long and not scale"
 
 conformance: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "conformance or difference" \

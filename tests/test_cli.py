@@ -64,6 +64,7 @@ print([name for name in {HEAVY} if name in sys.modules])
         assert f"    {name} " in done.stdout or f"    {name}\n" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [
@@ -87,6 +88,7 @@ def test_no_module_of_the_door_imports_torch(module: str) -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -128,6 +130,7 @@ def test_wrong_words_exit_2_with_usage(
     assert "usage: alignlab" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_module_and_options_anywhere(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "alignlab", "plan", "sed=1", "--json", "objective=dpo", "-m"]
     done = subprocess.run(command, capture_output=True, text=True)

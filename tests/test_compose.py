@@ -65,6 +65,7 @@ def test_composition_is_plain_and_resolved() -> None:
     assert config["stages"]["policy"]["inputs"] == {"init": "sft"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
@@ -118,6 +119,7 @@ def test_sweep_is_the_ordered_product() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "values"),
     [
@@ -184,6 +186,7 @@ COMPOSED = [
 ]
 
 
+@pytest.mark.slow
 def test_values_are_put_in_place_without_composing_again(monkeypatch) -> None:
     jobs = [*BY_MARK, *COMPOSED]
     alone = [compose(job) for job in jobs]
@@ -219,7 +222,7 @@ def test_only_plain_copies_are_followed(text: str, exact: bool) -> None:
     assert found == OmegaConf.to_container(config, resolve=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_thousand_runs_are_planned_in_half_a_minute(tmp_path: Path) -> None:
     # In a process of its own, with the real conf/.
     code = """

@@ -23,6 +23,7 @@ def plan(tmp_path: Path, *overrides: str) -> Plan:
     return Plan.from_configs([compose(overrides)], Store(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_every_pipeline_plans(pipeline: str, adapter: str, tmp_path: Path) -> None:
@@ -31,6 +32,7 @@ def test_every_pipeline_plans(pipeline: str, adapter: str, tmp_path: Path) -> No
     assert not any(node.cached for node in made.nodes.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [a for a in ADAPTERS if a != "bitfit"])  # there are no biases
 def test_every_adapter_plans_with_its_own_key(adapter: str, tmp_path: Path) -> None:
     smoke = ("pipeline=instructgpt", "experiment=smoke", "backbone=reviews_lm")
@@ -40,17 +42,20 @@ def test_every_adapter_plans_with_its_own_key(adapter: str, tmp_path: Path) -> N
     assert (adapter == "lora") == bool(plain & {n.run for n in kinds.values()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_plans(objective: str, tmp_path: Path) -> None:
     made = plan(tmp_path, "pipeline=preference", f"objective={objective}", "experiment=smoke")
     assert sum(node.kind == "preference" for node in made.nodes.values()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if e != "smoke"])
 def test_every_experiment_plans(experiment: str, tmp_path: Path) -> None:
     assert plan(tmp_path, f"experiment={experiment}", "backbone=tiny").nodes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage",
     ["dr_grpo", "dapo", "rloo", "gspo", "cispo", "reinforce_pp", "reinforce_pp_baseline"],
@@ -62,6 +67,7 @@ def test_the_relatives_of_grpo_plan(stage: str, tmp_path: Path) -> None:
     assert any(node.kind == "grpo" for node in made.nodes.values())
 
 
+@pytest.mark.slow
 def test_methods_share_their_stages(tmp_path: Path) -> None:
     jobs = [
         compose(["pipeline=preference", f"objective={o}", "experiment=smoke"])
@@ -73,6 +79,7 @@ def test_methods_share_their_stages(tmp_path: Path) -> None:
     assert sorted(kinds) == ["annotate"] + ["evaluate"] * 4 + ["preference"] * 3 + ["sft"]
 
 
+@pytest.mark.slow
 def test_the_key_of_sft_is_the_same_in_two_pipelines(tmp_path: Path) -> None:
     keys = {
         node.key
@@ -83,6 +90,7 @@ def test_the_key_of_sft_is_the_same_in_two_pipelines(tmp_path: Path) -> None:
     assert len(keys) == 1
 
 
+@pytest.mark.slow
 def test_where_a_stage_runs_is_outside_its_key(tmp_path: Path) -> None:
     one = plan(tmp_path, "experiment=smoke").nodes
     two = plan(tmp_path, "experiment=smoke", "engine.token_budget=64", "tracking=disabled").nodes
@@ -95,6 +103,7 @@ def test_what_a_stage_does_is_in_its_key(tmp_path: Path) -> None:
     assert not set(one) & set(other)  # everything descends from SFT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [

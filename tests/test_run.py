@@ -242,6 +242,7 @@ def drain(queue) -> list:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead_owner", [False, True])
 def test_four_processes_race_and_exactly_one_trains(run, dead_owner):
     if dead_owner:  # all four find the lease of a process that is gone, at the same time
@@ -262,6 +263,7 @@ def test_four_processes_race_and_exactly_one_trains(run, dead_owner):
     assert run.verify() == []
 
 
+@pytest.mark.slow
 def test_waits_for_a_live_owner_and_takes_over_when_it_is_killed(run):
     owner = start_all(hold, (str(run.path), 10.0), 1)[0]
     until(lambda: (run.path / "env.json").exists())
@@ -309,6 +311,7 @@ def elsewhere(monkeypatch):
     monkeypatch.setattr(lease, "identity", lambda: {**real, "machine": "other", "host": "other"})
 
 
+@pytest.mark.slow
 def test_a_foreign_owner_is_judged_by_its_heartbeat(run, monkeypatch):
     with monkeypatch.context() as patched:
         elsewhere(patched)

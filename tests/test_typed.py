@@ -191,6 +191,7 @@ outers = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(outers)
 def test_to_mapping_is_the_inverse_of_build(outer):
     import json

@@ -51,6 +51,7 @@ def test_the_token_budget_is_halved_as_often_as_needed() -> None:
         assert (change.token_budget, change.checkpointing, change.zero) == (wanted, False, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [25_000, 40_000, 60_000, 80_000, 120_000, 200_000])
 def test_nothing_cheaper_fits(room: int) -> None:
     stage = placed(replace(LONG, decode=sampling(rows=64, batch=64)), Setting(512), room)

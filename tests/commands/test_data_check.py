@@ -39,6 +39,7 @@ def checked(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict]
     return code, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_data_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", write(tmp_path, GOOD), *TINY]) == 0
     said = capsys.readouterr().out
@@ -48,6 +49,7 @@ def test_data_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert f"\n{split} " in said
 
 
+@pytest.mark.slow
 def test_errors_exit_with_1_and_name_the_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +63,7 @@ def test_errors_exit_with_1_and_name_the_line(
     assert "training would be refused" in said
 
 
+@pytest.mark.slow
 def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [*GOOD, GOOD[0], {"prompt": "x is", "chosen": " \x00", "rejected": " <é>"}]
     code, found = checked(capsys, write(tmp_path, rows), *TINY)
@@ -75,6 +78,7 @@ def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert sum(s["rows"] for name, s in found["splits"].items() if name != "sft") == len(rows)
 
 
+@pytest.mark.slow
 def test_leaks_between_files_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = write(tmp_path, GOOD)
     test = write(tmp_path, [GOOD[7], {"prompt": "z", "chosen": " a", "rejected": " b"}], "t.jsonl")
@@ -85,6 +89,7 @@ def test_leaks_between_files_are_errors(tmp_path: Path, capsys: pytest.CaptureFi
     assert leak["splits"] == ["sft", "preference"]
 
 
+@pytest.mark.slow
 def test_what_a_method_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     thumbs = [{"prompt": f"{i} is", "completion": f" {i}.", "label": i % 3 > 0} for i in range(60)]
     file = write(tmp_path, thumbs)
@@ -95,6 +100,7 @@ def test_what_a_method_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (code, found["splits"]["preference"]["need"]) == (0, "thumbs")
 
 
+@pytest.mark.slow
 def test_bare_prompts_are_sampled_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without completions the preference split needs none; supervised fine-tuning does."""
     file = write(tmp_path, [{"prompt": f"{i} is"} for i in range(60)])
@@ -104,6 +110,7 @@ def test_bare_prompts_are_sampled_from(tmp_path: Path, capsys: pytest.CaptureFix
     assert errors == [("verdict_missing", ["sft"])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -124,6 +131,7 @@ def test_what_no_format_reads_exits_with_2(
     assert captured.out == ""
 
 
+@pytest.mark.slow
 def test_one_slip_or_the_wrong_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first row that cannot be read is named, the others of the next thousand are counted."""
     rows = [dict(row) for row in GOOD]
@@ -135,6 +143,7 @@ def test_one_slip_or_the_wrong_format(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "2 of the next 57 rows cannot be read either" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -154,6 +163,7 @@ def test_a_refused_configuration_exits_with_2(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_limits_come_from_the_configuration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +172,7 @@ def test_limits_come_from_the_configuration(
     assert checked(capsys, file, *TINY, "gate.repeated_row.error=0.4")[0] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a=b.jsonl", "it's, a (file) [x].jsonl", "data.path=x.jsonl"])
 def test_any_file_name(
     tmp_path: Path,
@@ -175,6 +186,7 @@ def test_any_file_name(
     assert (code, found["data"]) == (0, name)
 
 
+@pytest.mark.slow
 def test_rows_that_a_template_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is named, and the others are checked all the same."""
     template = tmp_path / "strict.jinja"
@@ -203,6 +215,7 @@ def test_rows_that_a_template_refuses(tmp_path: Path, capsys: pytest.CaptureFixt
     assert found["splits"]["sft"]["rows"] == 38
 
 
+@pytest.mark.slow
 def test_messages_without_a_template_stop_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +258,7 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_the_page_holds_hostile_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>\x00&amp; <|eos|> x"
     rows = [*GOOD, *({**row, "chosen": hostile + row["chosen"]} for row in GOOD)]
@@ -267,6 +281,7 @@ def test_the_page_holds_hostile_text(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len(text) < 200_000
 
 
+@pytest.mark.slow
 def test_a_page_in_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data", "check", write(tmp_path, GOOD), *TINY, "--html", str(tmp_path / "no" / "p")]
     assert main(words) == 2
@@ -276,6 +291,7 @@ def test_a_page_in_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
 # -- light and true --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from alignlab.cli import main;"
@@ -306,6 +322,7 @@ def test_the_tokenizer_is_the_one_of_training(store: Path) -> None:
         assert setup.vocabulary() in (None, len(theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

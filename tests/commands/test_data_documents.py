@@ -33,6 +33,7 @@ def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_documents_are_checked_whole_and_pairs_as_ever(overrides: list[str]) -> None:
     report = examine(Setup.of(None, overrides))
     found = {one.split: one for one in report.splits}
@@ -46,6 +47,7 @@ def test_documents_are_checked_whole_and_pairs_as_ever(overrides: list[str]) -> 
     assert 50 <= rows <= len(PAIRS)
 
 
+@pytest.mark.slow
 def test_the_preview_shows_the_tokens_of_a_document(
     overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,6 +62,7 @@ def test_the_preview_shows_the_tokens_of_a_document(
     assert "plus" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_such_a_stage_there_are_no_tokens(
     overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

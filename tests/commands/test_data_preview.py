@@ -34,6 +34,7 @@ def show(file, *overrides, rows=3, ids=False, html=None, split="preference", row
     return preview(file, [*COMMON, *overrides], rows=rows, ids=ids, html=html, split=split, row=row)
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_every_token_quoted_and_no_escape(pairs, capsys):
     assert show(pairs, rows=4) == 0
     out = capsys.readouterr().out
@@ -44,6 +45,7 @@ def test_a_pipe_gets_every_token_quoted_and_no_escape(pairs, capsys):
     assert "line 1" in out
 
 
+@pytest.mark.slow
 def test_ids_are_shown_on_demand(pairs, capsys):
     show(pairs, rows=1)
     assert ":2" not in capsys.readouterr().out
@@ -53,6 +55,7 @@ def test_ids_are_shown_on_demand(pairs, capsys):
     assert "<|eos|>:2" in out
 
 
+@pytest.mark.slow
 def test_sft_shows_what_it_imitates(pairs, capsys):
     show(pairs, split="sft", rows=1)
     out = capsys.readouterr().out
@@ -60,6 +63,7 @@ def test_sft_shows_what_it_imitates(pairs, capsys):
     assert "bad" not in out
 
 
+@pytest.mark.slow
 def test_the_limits_of_the_configuration_cut(pairs, capsys):
     show(pairs, "tokens.max_prompt=5", "tokens.max_completion=4", rows=1)
     out = capsys.readouterr().out
@@ -67,6 +71,7 @@ def test_the_limits_of_the_configuration_cut(pairs, capsys):
     assert re.search(r"4 tokens, 4 targets · \d+ cut on the right, so no end", out)
 
 
+@pytest.mark.slow
 def test_a_row_by_its_number(pairs, capsys):
     show(pairs, row=2, rows=1)
     out = capsys.readouterr().out
@@ -76,6 +81,7 @@ def test_a_row_by_its_number(pairs, capsys):
         show(pairs, row=9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -90,6 +96,7 @@ def test_what_cannot_be_shown_is_refused(pairs, options, message):
         show(pairs, **options)
 
 
+@pytest.mark.slow
 def test_an_empty_split_and_bare_prompts_say_so(tmp_path, pairs):
     with pytest.raises(DataError, match="split 'test' has no rows"):
         show(pairs, split="test")
@@ -100,6 +107,7 @@ def test_an_empty_split_and_bare_prompts_say_so(tmp_path, pairs):
     assert show(str(bare)) == 0
 
 
+@pytest.mark.slow
 def test_a_template_of_the_configuration_is_used(tmp_path, capsys, pairs):
     chat = tmp_path / "chat.jsonl"
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -138,6 +146,7 @@ class Page(HTMLParser):
             self.tokens[-1] = (kind, number, text + data)
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_harmless(pairs, tmp_path, capsys):
     target = tmp_path / "page.html"
     assert show(pairs, rows=4, html=str(target)) == 0
@@ -163,6 +172,7 @@ def test_the_page_is_whole_and_harmless(pairs, tmp_path, capsys):
     assert any(tag == "input" and "checked" in named for tag, named in tags)
 
 
+@pytest.mark.slow
 def test_tokens_of_the_page_are_those_of_training(pairs, tmp_path):
     from alignlab.data.template import Tokenization
     from alignlab.models.tiny import byte_tokenizer

@@ -34,6 +34,7 @@ def notes() -> list[str]:
     return []
 
 
+@pytest.mark.slow
 def test_the_first_evaluation_makes_the_first_page(tmp_path: Path, notes: list[str]) -> None:
     touch = f"open({str(tmp_path / 'page')!r}, 'a').write('x')"
     with Refresher(command(touch), PAGES, notes.append, first=0.0) as page:
@@ -49,6 +50,7 @@ def test_the_first_evaluation_makes_the_first_page(tmp_path: Path, notes: list[s
     assert notes == []
 
 
+@pytest.mark.slow
 def test_stages_that_settle_together_make_one_page(notes: list[str]) -> None:
     with Refresher(command("pass"), PAGES, notes.append, first=0.3) as page:
         for _ in range(50):
@@ -58,6 +60,7 @@ def test_stages_that_settle_together_make_one_page(notes: list[str]) -> None:
         assert page.written == 1
 
 
+@pytest.mark.slow
 def test_a_costly_page_waits_for_its_share_of_the_time(notes: list[str]) -> None:
     burn = "import time\nwhile time.process_time() < 0.3: pass"
     with Refresher(command(burn), PAGES, notes.append, share=0.05, first=0.0) as page:
@@ -68,6 +71,7 @@ def test_a_costly_page_waits_for_its_share_of_the_time(notes: list[str]) -> None
         assert page.written == 1
 
 
+@pytest.mark.slow
 def test_an_error_of_the_page_is_one_note(notes: list[str]) -> None:
     with Refresher(command("raise ValueError('no gold')"), PAGES, notes.append, first=0.0) as page:
         page.settled(DONE)
@@ -85,6 +89,7 @@ def test_a_command_that_cannot_start_is_a_note(notes: list[str]) -> None:
     assert "/nowhere/python" in notes[0]
 
 
+@pytest.mark.slow
 def test_the_end_of_the_study_ends_a_child_that_still_writes(notes: list[str]) -> None:
     began = time.monotonic()
     with Refresher(command("import time; time.sleep(60)"), PAGES, notes.append, first=0.0) as page:

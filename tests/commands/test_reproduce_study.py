@@ -81,6 +81,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     monkeypatch.setattr(room, "environment_state", lambda: state)
 
 
+@pytest.mark.slow
 def test_nothing_differs(check: Check) -> None:
     code, said = check()
     assert (code, "nothing differs" in said) == (0, True)
@@ -273,6 +274,7 @@ def test_methods_are_told_apart_by_what_they_read(lab: StudyLab) -> None:
     assert len({cell.method for cell in found}) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -294,7 +296,7 @@ def test_the_stages_of_a_design_are_planned_again_from_the_record(
     assert [dict(job.stages) for job in again.jobs] == [job["stages"] for job in record["jobs"]]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_copied_study_is_run_again_on_a_machine_without_its_store(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ def lab(tmp_path: Path) -> StudyLab:
     return StudyLab(tmp_path, None, "seed=0,1")
 
 
+@pytest.mark.slow
 def test_the_study_file_is_the_whole_graph(lab: StudyLab) -> None:
     before = time.time()
     lab.file.open(2)
@@ -39,11 +40,13 @@ def test_the_study_file_is_the_whole_graph(lab: StudyLab) -> None:
     assert policy["inputs"]["init"] == study["jobs"][0]["stages"]["sft"]
 
 
+@pytest.mark.slow
 def test_the_report_still_reads_it(lab: StudyLab) -> None:
     lab.file.open(1)
     assert read_study("mine", lab.store).seeds == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_second_command_keeps_the_day_of_the_first(lab: StudyLab) -> None:
     lab.file.open(1)
     file = lab.folder / "study.json"
@@ -53,6 +56,7 @@ def test_the_second_command_keeps_the_day_of_the_first(lab: StudyLab) -> None:
     assert json.loads(file.read_text())["created"] == "2026-01-01T00:00:00"
 
 
+@pytest.mark.slow
 def test_a_stage_that_may_lose_inputs_says_so(tmp_path: Path) -> None:
     lab = StudyLab(tmp_path, None, "pipeline=compare", "search=default", "budget.trials=2")
     lab.file.open(1)
@@ -60,6 +64,7 @@ def test_a_stage_that_may_lose_inputs_says_so(tmp_path: Path) -> None:
     assert {s["kind"] for s in stages.values() if s.get("tolerant")} == {"select"}
 
 
+@pytest.mark.slow
 def test_outcomes_are_told_line_by_line(lab: StudyLab) -> None:
     lab.file.open(1)
     node = lab.session.plan.pending()[0]
@@ -73,6 +78,7 @@ def test_outcomes_are_told_line_by_line(lab: StudyLab) -> None:
     assert (seen[node.run].status, seen[node.run].reason) == ("failed", "no luck")
 
 
+@pytest.mark.slow
 def test_a_command_at_work_is_seen_and_a_dead_one_is_cleared(lab: StudyLab) -> None:
     lab.file.open(1)
     dead = lab.folder / "launchers" / "elsewhere-1"

@@ -22,6 +22,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data") / "pairs.jsonl")
 
 
+@pytest.mark.slow
 def test_a_record_before_and_after_the_study(tmp_path: Path, data: Path) -> None:
     lab = StudyLab(tmp_path / "runs", data, "seed=0,1")
     record = lab.record()
@@ -65,6 +66,7 @@ def test_the_files_behind_the_data_are_hashed(tmp_path: Path, data: Path) -> Non
     assert "Question" not in json.dumps(record)  # no row of the data is in it
 
 
+@pytest.mark.slow
 def test_a_record_is_small(tmp_path: Path) -> None:
     lab = StudyLab(tmp_path, None, "pipeline=compare", "seed=0,1")
     lab.finish()
@@ -72,6 +74,7 @@ def test_a_record_is_small(tmp_path: Path) -> None:
     assert (lab.folder / "record.json").stat().st_size < 1500 * len(lab.session.plan.nodes)
 
 
+@pytest.mark.slow
 def test_finished_runs_are_read_once(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ def test_they_are_left_out_and_counted(tmp_path, name):
         assert dict(found.first)[f"{file}, {at}"].startswith(reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_without_a_word_they_are_refused_and_the_way_out_is_named(tmp_path, name):
     file, content, _, bad = TABLE[name]
@@ -160,6 +161,7 @@ def test_a_table_of_arrow(tmp_path):
 BROKEN = [*BROKEN_JSON, *BROKEN_TEXT, *BROKEN_BYTES, *BOMBS, *BROKEN_PATHS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BROKEN, ids=lambda c: c.name)
 def test_no_broken_file_passes_unseen(tmp_path, case):
     """Every file of the table of broken ones is refused all the same, or something is counted."""
@@ -232,6 +234,7 @@ def test_places_name_the_file_and_the_fingerprint_says_what_was_asked(tmp_path):
     assert refusing.fingerprint() == fingerprint_of([], ("file", VERSION, content, fields))
 
 
+@pytest.mark.slow
 def test_a_hub_data_set_whole_and_as_a_stream(monkeypatch):
     datasets = pytest.importorskip("datasets")
     rows = [{"prompt": f"p{i}", "completion": "c" if i % 4 else ""} for i in range(8)]
@@ -285,6 +288,7 @@ def test_it_is_counted_through_mixtures_and_steps(tmp_path, monkeypatch):
         assert (entry["step"], entry["rows_in"], entry["rows_out"]) == ("read", 3, 1)
 
 
+@pytest.mark.slow
 def test_the_gate_says_it_and_stops_above_its_limit(tmp_path, plain_tokenizer):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"".join(map(line, range(30))) + b"{\n")  # 1 of 31 = 3.2 %
@@ -308,6 +312,7 @@ def test_the_gate_says_it_and_stops_above_its_limit(tmp_path, plain_tokenizer):
     assert whole.card() == {}
 
 
+@pytest.mark.slow
 def test_data_check_says_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ALIGNLAB_RUNS", str(tmp_path / "store"))
     path = tmp_path / "x.jsonl"
@@ -325,6 +330,7 @@ def test_data_check_says_it(tmp_path, capsys, monkeypatch):
     assert "data.bad_rows=leave_out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "content"),
     [

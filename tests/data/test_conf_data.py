@@ -25,6 +25,7 @@ def stated(node):
     return "x" if node == ABSENT else node
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROUPS)
 def test_every_field_has_a_value_and_a_comment(name):
     text = (CONF / f"{name}.yaml").read_text()
@@ -39,12 +40,14 @@ def test_every_field_has_a_value_and_a_comment(name):
             assert "#" in line, line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROUPS)
 def test_every_group_makes_a_source(name):
     source = build(parse(stated(compose([f"data={name}"])["data"]), "data"))
     assert isinstance(source, Source)
 
 
+@pytest.mark.slow
 def test_a_mixture_states_its_parts_and_takes_more():
     config = compose(["data=mixture"])["data"]
     keys = {f.name for f in fields(Part)}

@@ -41,6 +41,7 @@ def test_every_field_that_is_needed_is_on_the_page():
         assert needed <= set(re.findall(r"`(\w+)`", body)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "row", "made"), EXAMPLES, ids=IDS)
 def test_examples_as_parquet(tmp_path, name, row, made):
     """Arrow gives every message the keys of all of them, null where they had none."""
@@ -87,6 +88,7 @@ def spoiled(value, rng):
     return copy
 
 
+@pytest.mark.slow
 def test_spoiled_rows_are_read_or_refused_and_never_crash():
     rng = random.Random(5)
     refused = 0

@@ -22,6 +22,7 @@ FILES = [  # path, rows, format, kind of verdict, completions
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "count", "name", "kind", "completions"), FILES)
 def test_files(shared_data, path, count, name, kind, completions):
     file = shared_data / path

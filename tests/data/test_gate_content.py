@@ -94,6 +94,7 @@ def test_roles_of_rows(chatml_tokenizer):
 # -- characters ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "code"),
     [

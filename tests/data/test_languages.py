@@ -44,6 +44,7 @@ def test_what_is_no_language_is_undecided():
     assert language_of("The film was good.", least=0).language == "en"
 
 
+@pytest.mark.slow
 def test_reviews_of_films_are_english():
     from alignlab.compose import compose
     from alignlab.spec import build, parse

@@ -57,6 +57,7 @@ def test_the_table_is_long_enough():
     assert len({case.name for case in (*BROKEN, *FINE)}) == len(BROKEN) + len(FINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BROKEN, ids=lambda c: c.name)
 def test_one_error_names_the_place_and_what_to_do(tmp_path, case):
     path = case.make(tmp_path)
@@ -69,6 +70,7 @@ def test_one_error_names_the_place_and_what_to_do(tmp_path, case):
     assert message.rstrip().endswith((".", "?", ")"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FINE, ids=lambda c: c.name)
 def test_what_only_looks_odd_is_read(tmp_path, case):
     rows = read_rows(case.make(tmp_path))
@@ -124,6 +126,7 @@ def test_long_rows_of_a_table_do_not_add_up(tmp_path):
     assert most < 160 * MIB  # two batches of 64 MiB, and a page
 
 
+@pytest.mark.slow
 def test_a_large_file_is_read_row_by_row(tmp_path):
     path = raw("rows.jsonl", LINE * 400_000)(tmp_path)  # 13 MB; as rows in memory about 150 MB
     tracemalloc.start()
@@ -178,6 +181,7 @@ def composed():
     return compose(["data.path=x", "backbone=tiny"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BROKEN, ids=lambda c: c.name)
 def test_the_command_line_says_it_in_one_message(tmp_path, case, composed, monkeypatch, capsys):
     path = str(case.make(tmp_path))

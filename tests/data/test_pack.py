@@ -61,6 +61,7 @@ def test_flatten_refuses_what_it_cannot_predict():
 ids = st.lists(st.integers(0, 99), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(ids, st.lists(ids, max_size=4)), min_size=1, max_size=6))
 def test_flatten_law_every_target_follows_its_predictor(data):
     groups = [token_group(p, *cs, row=i) for i, (p, cs) in enumerate(data)]

@@ -129,6 +129,7 @@ def test_no_rows(plain_tokenizer, tmp_path):
     assert [f.code for f in prepared.findings] == ["no_rows"]
 
 
+@pytest.mark.slow
 def test_a_change_costs_its_own_shard_only(plain_tokenizer, tmp_path, small_shards):
     tokenization = Tokenization(plain_tokenizer, None, None)
 
@@ -195,6 +196,7 @@ prepare_groups(rows(), Tokenization(tokenizer, None, None), Path({cache!r}), nee
 """
 
 
+@pytest.mark.long
 def test_a_killed_process_loses_only_the_shard_in_work(plain_tokenizer, tmp_path, small_shards):
     from pathlib import Path
 
@@ -244,6 +246,7 @@ def test_the_number_of_processes_changes_nothing(plain_tokenizer, tmp_path, smal
         prepare_groups(bad, tokenization, tmp_path / "2", need="", workers=1)
 
 
+@pytest.mark.slow
 def test_few_groups_are_in_memory_at_a_time(plain_tokenizer, tmp_path, small_shards):
     alive, most = 0, 0
 
@@ -290,6 +293,7 @@ def first_only(group: PromptGroup) -> PromptGroup | None:
     return None if group.id == "id1" else group.keep((0,))
 
 
+@pytest.mark.slow
 def test_a_source_that_was_prepared_is_not_read_again(plain_tokenizer, tmp_path, small_shards):
     tokenization = Tokenization(plain_tokenizer, None, None)
     reads: list[str] = []

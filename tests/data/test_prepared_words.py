@@ -76,6 +76,7 @@ def family(request):
     return tokenizer, words
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(texts, min_size=1, max_size=4))
 def test_ids_are_the_tokenizers_own(family, given_texts):
@@ -84,6 +85,7 @@ def test_ids_are_the_tokenizers_own(family, given_texts):
     assert words(many) == tokenizer(many, add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(texts, st.lists(texts, max_size=3)), min_size=1, max_size=4))
 def test_a_head_is_read_once_for_all_its_tails(family, pairs):
@@ -101,6 +103,7 @@ def test_a_head_is_read_once_for_all_its_tails(family, pairs):
 plain_words = st.from_regex(r"[A-Za-z]?[a-z]{1,9}[.,!?;:)\"]{0,3}", fullmatch=True)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(plain_words, min_size=word_ids._FEW, max_size=40))
 def test_letters_and_the_signs_behind_them_are_asked_of_the_model(family, given_words):

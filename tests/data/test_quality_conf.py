@@ -46,6 +46,7 @@ def test_sources_have_a_comment_for_every_field(name):
             assert "#" in line, line
 
 
+@pytest.mark.slow
 def test_refined_offers_every_step_and_its_defaults_are_of_use(tmp_path):
     steps = compose(["data=refined", "data.source.path=x"])["data"]["steps"]
     assert set(steps) == {path.stem for path in STEPS}

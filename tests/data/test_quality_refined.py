@@ -28,6 +28,7 @@ def source_of(path):
     return build(parse(compose([f"data.path={path}"])["data"], "data"))
 
 
+@pytest.mark.slow
 def test_steps_are_applied_in_order_and_the_card_tells(pairs):
     data = refined(pairs, "data.order=[statistics,exact,near]")
     before = source_of(pairs).load("preference")
@@ -47,6 +48,7 @@ def test_steps_are_applied_in_order_and_the_card_tells(pairs):
     assert card["source"]["path"] == pairs
 
 
+@pytest.mark.slow
 def test_held_out_splits_stay_and_win(tmp_path):
     rows = [
         {"prompt": passage(i, 12) + end, "chosen": f" {passage(i + 1000, 12)}", "rejected": " no"}
@@ -79,6 +81,7 @@ def test_a_named_held_out_split_is_changed_and_test_wins_over_validation(pairs):
     assert not prompts["sft"] & (prompts["validation"] | prompts["test"])
 
 
+@pytest.mark.slow
 def test_a_split_is_refined_once(pairs, monkeypatch):
     data = refined(pairs, "data.order=[exact]")
     first = data.load("sft")
@@ -88,6 +91,7 @@ def test_a_split_is_refined_once(pairs, monkeypatch):
     assert list(data.stream("sft")) == data.load("sft")
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_of_the_source_and_the_applied_steps_in_order(pairs):
     made = refined(pairs, "data.order=[exact,near]")
     base = made.fingerprint()
@@ -124,6 +128,7 @@ def test_a_second_step_of_a_kind_by_name(pairs):
         data.load("sft")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -144,6 +149,7 @@ def test_a_wrong_step_is_refused_before_anything_is_read(override, message):
         refined("/nowhere.jsonl", override)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_step_names_it(pairs):
     with pytest.raises(DataError, match=r"step 'mix', split 'sft': .*no field 'part'"):
         refined(pairs, "data.order=[mix]").load("sft")
@@ -152,6 +158,7 @@ def test_an_error_in_a_step_names_it(pairs):
         refined(pairs, "data.order=[decontaminate]", gone).fingerprint()
 
 
+@pytest.mark.slow
 def test_planning_with_all_steps_imports_nothing_heavy(pairs):
     code = (
         "import sys\n"
@@ -168,6 +175,7 @@ def test_planning_with_all_steps_imports_nothing_heavy(pairs):
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_rows_are_refined_once_for_all_stages_of_a_store(pairs, tmp_path, monkeypatch):
     from alignlab.data.quality import kept
     from alignlab.data.quality.duplicates import ExactDuplicates

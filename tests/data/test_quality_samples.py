@@ -64,6 +64,7 @@ def texts(groups):
     return [(group.prompt, *group.completions) for group in groups]
 
 
+@pytest.mark.slow
 def test_best_of_n_become_demonstrations(finished, tmp_path):
     data = from_run(finished, tmp_path)
     assert texts(data.load("sft")) == [("p0", "best"), ("p1", "worst")]  # "cut" did not end
@@ -95,6 +96,7 @@ def test_other_splits(finished, tmp_path):
         data.load("stf")
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_of_the_annotations(finished, tmp_path):
     base = from_run(finished, tmp_path).fingerprint()
     assert from_run(finished, tmp_path, "data.keep=2").fingerprint() != base
@@ -148,6 +150,7 @@ def few_shot(tmp_path, *overrides):
     return build(parse(node, "data"))
 
 
+@pytest.mark.slow
 def test_few_shot_prompts(tmp_path):
     data = few_shot(tmp_path, "data.shots=3", "data.count=50")
     groups = data.load("preference")

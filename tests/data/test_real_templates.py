@@ -87,6 +87,7 @@ def runs(tokenizer, made):
     ]
 
 
+@pytest.mark.slow
 def test_one_answer_ends_in_a_special_token(tokenizer):
     found = counted(tokenizer, TWO[:1]) or counted(tokenizer, THOUGHT)
     if tokenizer.name_or_path in ("deepseek_r1_distill.jinja", "deepseekv3.jinja") or (

@@ -39,6 +39,7 @@ def test_the_split_rule_is_frozen():
         assert split_of(text) == split_of(text.upper()) == expected
 
 
+@pytest.mark.slow
 def test_sizes(loaded):
     # 33,530 rows less duplicates; 90 % train
     assert 29_500 < len(loaded["pretrain"]) < 30_500
@@ -96,6 +97,7 @@ def test_rows_are_not_sorted_by_label(loaded):
         assert 70 < sum(first) < 130, split
 
 
+@pytest.mark.slow
 def test_limit_takes_the_first_rows(loaded):
     few = reviews(limit={"sft": 5, "test": None})
     assert [g.id for g in few.load("sft")] == [g.id for g in loaded["sft"][:5]]

@@ -216,6 +216,7 @@ def test_parquet_at_an_address(tmp_path):
         memory.rm("/x.parquet")
 
 
+@pytest.mark.slow
 def test_a_web_server(tmp_path):
     pytest.importorskip("aiohttp", reason="fsspec reads http with aiohttp")
     pyarrow = pytest.importorskip("pyarrow")

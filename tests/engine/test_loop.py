@@ -161,6 +161,7 @@ def test_evaluations_are_logged_and_change_no_weight(tmp_path):
     assert_same_bits(plain, often)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence", "the loop", "dies in any micro-batch and continues: bit for bit"
 )
@@ -458,7 +459,7 @@ def run_toy(folder: Path, mode: str) -> subprocess.Popen[str]:
     "the loop",
     "a process killed and started again: bit for bit",
 )
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_real_process_killed_and_continued_ends_in_the_same_bits(tmp_path, number):
     straight, cut = tmp_path / "toy-a", tmp_path / "toy-b"

@@ -20,6 +20,7 @@ CHOICES = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 FIELDS = {field.name for field in fields(Optimizer)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_optimizer_goes_over_a_stage_s(choice: str, tmp_path: Path) -> None:
     override = f"+optimizer@stages.sft.optimizer={choice}"

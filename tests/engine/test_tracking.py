@@ -169,6 +169,7 @@ def test_online_without_a_key_is_refused_instead_of_asked_for(monkeypatch, store
         Tracker(online, store.run("sft", "1")).__enter__()
 
 
+@pytest.mark.slow
 def test_key_is_found_in_netrc(monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)

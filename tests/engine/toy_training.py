@@ -199,5 +199,5 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except AlignlabError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(error, file=sys.stderr, flush=True)
+        os._exit(error.exit_code)  # threads of gloo may abort an interpreter that winds down

@@ -28,6 +28,7 @@ BASE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_states_every_field_with_a_comment(name: str) -> None:
     own = [f"stages.b.tasks.mine.{o}" for o in GIVEN.get(name, ())]

@@ -78,6 +78,7 @@ def test_nothing_to_look_for_and_nothing_to_look_in() -> None:
     assert copies.longest(0) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [("ngrams=[]", "ngrams"), ("ngrams=[4,4]", "each once"), ("ngrams=[0]", "lengths")],

@@ -68,6 +68,7 @@ def pair_set(path: Path, **changes: Any) -> PairSet:
     return typed.build(PairSet, {**config["stages"]["rb"]["sets"]["s"], **changes}, "s")
 
 
+@pytest.mark.slow
 def test_a_file_is_one_set_and_its_field_names_the_subsets(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     rows = [
@@ -85,6 +86,7 @@ def test_a_file_is_one_set_and_its_field_names_the_subsets(tmp_path: Path) -> No
         pair_set(path, subset="subsett").load("s")
 
 
+@pytest.mark.slow
 def test_a_set_without_verdicts_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"p{n}"}) + "\n" for n in range(4)))

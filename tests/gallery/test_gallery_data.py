@@ -600,6 +600,7 @@ def test_reversed_labels(plain_tokenizer: Any, tmp_path: Path) -> None:
 # -- splits and order ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "train and test share a prompt",
@@ -731,6 +732,7 @@ def chat_lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, Path]:
     return Lab.make(folder, *given, data=folder / "rows.jsonl"), base
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "EOS masked as padding",
@@ -758,6 +760,7 @@ def test_eos_masked_as_padding(chat_lab: tuple[Lab, Path], caught: Caught) -> No
     assert first["loss"] == pytest.approx(float(-logps.mean()), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "reward read at the first EOS",

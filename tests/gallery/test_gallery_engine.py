@@ -69,6 +69,7 @@ def timeless(run: Run) -> list[dict[str, Any]]:
 # Accumulation
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "loss normalised per micro-batch under gradient accumulation",
@@ -149,6 +150,7 @@ def test_gradients_never_zeroed(chain: Chain, caught: Caught) -> None:
 # Schedule and optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "learning-rate schedule under accumulation",
@@ -239,6 +241,7 @@ def live(caught: Caught) -> dict[str, Tensor]:
 # The moving average
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "the average of the weights is kept but not saved",
@@ -255,6 +258,7 @@ def test_ema_weights_not_saved(chain: Chain) -> None:
     assert largest_difference(after, before) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "training goes on from the averaged weights",
@@ -271,6 +275,7 @@ def test_training_on_from_the_average(chain: Chain) -> None:
 # Evaluation inside the loop
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "evaluation in train mode",
@@ -298,6 +303,7 @@ def test_evaluation_in_train_mode(lora_chain: Chain, monkeypatch: pytest.MonkeyP
     assert all(one == other for one, other in measured)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "how often one evaluates changes the training",
@@ -316,6 +322,7 @@ def test_evaluation_changes_the_training(
     assert weight_hashes(often) == weight_hashes(never)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "evaluation loss as a mean of batch means",
@@ -334,6 +341,7 @@ def test_evaluation_loss_as_mean_of_means(chain: Chain) -> None:
     assert cut["validation_nll"] == pytest.approx(whole["validation_nll"], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "metrics as means of micro-batch means",
@@ -427,6 +435,7 @@ def sft_stage(chain: Chain, **changes: Any) -> Any:
     return chain.lab.stage("sft", steps=5, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "data order lost on resume",
@@ -460,6 +469,7 @@ def test_optimizer_state_lost_on_resume(chain: Chain, straight: Callable[..., Ru
     assert weight_hashes(resumed(chain, stage, {}, 3)) == weight_hashes(straight(chain, stage))
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "dropout masks lost on resume",
@@ -474,6 +484,7 @@ def test_random_state_lost_on_resume(lora_chain: Chain, straight: Callable[..., 
     assert weight_hashes(resumed(lora_chain, stage, {}, 3)) == weight_hashes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "learning-rate schedule begins again on resume",
@@ -494,6 +505,7 @@ def test_schedule_begins_again_on_resume(chain: Chain, straight: Callable[..., R
     assert weight_hashes(run) == weight_hashes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "the average of the weights lost on resume",
@@ -511,6 +523,7 @@ def test_average_lost_on_resume(chain: Chain, straight: Callable[..., Run]) -> N
     assert weight_hashes(resumed(chain, stage, {}, 3)) == weight_hashes(straight(chain, stage))
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "a step done twice after a resume",
@@ -528,6 +541,7 @@ def test_a_step_done_twice(chain: Chain, straight: Callable[..., Run]) -> None:
     assert weight_hashes(run) == weight_hashes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "the KL controller begins again on resume",
@@ -547,6 +561,7 @@ def test_kl_controller_lost_on_resume(chain: Chain, straight: Callable[..., Run]
     assert weight_hashes(run) == weight_hashes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "rollouts in use lost on resume",
@@ -573,6 +588,7 @@ def test_rollouts_lost_on_resume(chain: Chain, straight: Callable[..., Run]) -> 
         assert weight_hashes(chain.lab.run(stage, inputs, run)) == weight_hashes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "a damaged checkpoint is trusted because it is the newest",
@@ -595,6 +611,7 @@ def test_a_damaged_checkpoint_is_trusted(lora_chain: Chain, straight: Callable[.
 # Adapters, heads and files
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "gradient checkpointing with an adapter switch",
@@ -618,6 +635,7 @@ def test_gradient_checkpointing_with_an_adapter_switch(lora_chain: Chain) -> Non
     assert largest_difference(weights(runs[0]), weights(lora_chain.sft)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "activating one adapter freezes the others",
@@ -642,6 +660,7 @@ def test_activating_an_adapter_freezes_the_others(lora_chain: Chain, caught: Cau
                     assert parameter.requires_grad == (owner in trained), (active, name)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "the wrong adapter is saved",
@@ -661,6 +680,7 @@ def test_the_wrong_adapter_is_saved(lora_chain: Chain, caught: Caught) -> None:
     assert largest_difference(saved, {prefix + k: v for k, v in live(caught).items()}) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "a reward model's head or normalisation is not saved",
@@ -706,6 +726,7 @@ def test_a_tied_head_is_lost(chain: Chain, caught: Caught) -> None:
     assert torch.allclose(saved, expected.double(), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "the same seed gives another model",
@@ -727,6 +748,7 @@ def test_the_same_seed_gives_another_model(lora_chain: Chain) -> None:
 # Runs
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "an unfinished run is taken for a finished one",

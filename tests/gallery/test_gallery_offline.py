@@ -156,6 +156,7 @@ def expected(plain: Plain, earlier: Run, loss: Callable[[Pair], float], batch: i
 # -- the reference ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "base model as reference",
@@ -174,6 +175,7 @@ def test_base_model_as_reference(chain: Chain, earlier: Run, plain: Plain) -> No
     assert found == pytest.approx(by_hand, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "the policy as its own reference",
@@ -199,6 +201,7 @@ def test_the_policy_as_its_own_reference(chain: Chain, plain: Plain) -> None:
     assert abs(two["loss"] - math.log(2)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "adapter off taken for SFT",
@@ -229,6 +232,7 @@ def test_adapter_off_taken_for_sft(lora_chain: Chain, caught: Caught) -> None:
     assert max(abs(a - b) for a, b in zip(by_hand, base, strict=True)) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "stale reference cache",
@@ -273,6 +277,7 @@ def test_stale_reference_cache(chain: Chain, earlier: Run, plain: Plain) -> None
         assert found["margin"] == pytest.approx(mean([p.gap for p in pairs]), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "reference of another row",
@@ -313,6 +318,7 @@ def test_rounded_reference(chain: Chain, caught: Caught) -> None:
     assert found == pytest.approx(policy, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "reference with dropout on",
@@ -410,6 +416,7 @@ def test_label_smoothing_dropped(chain: Chain, earlier: Run, plain: Plain) -> No
     assert found == pytest.approx(expected(plain, earlier, loss), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "IPO: sum or mean",
@@ -431,6 +438,7 @@ def test_ipo_sum_or_mean(chain: Chain, earlier: Run, plain: Plain) -> None:
         assert found == pytest.approx(by_hand, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "wrong token count",
@@ -491,6 +499,7 @@ def mismatched_ratios(
     return ratios
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "KTO's KL pairing",
@@ -528,6 +537,7 @@ def test_kto_kl_pairing(chain: Chain, earlier: Run, plain: Plain) -> None:
     assert found["loss"] == pytest.approx(mean(losses), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "KTO's KL per micro-batch",
@@ -607,6 +617,7 @@ def test_kto_in_blocks_of_one_label(chain: Chain, caught: Caught) -> None:
 # -- means and their counts ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "accumulation scaling",
@@ -681,6 +692,7 @@ def plain_scores(chain: Chain, run: Run, groups: Sequence[TokenGroup]) -> list[l
         return [[float(head.along(model, g.prompt, c)[-1]) for c in g.completions] for g in groups]
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "rewards normalised wrongly",
@@ -713,6 +725,7 @@ def test_rewards_normalised_wrongly(chain: Chain) -> None:
     assert float(flat.std()) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "prompts weighted by their pairs",

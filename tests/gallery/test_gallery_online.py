@@ -210,6 +210,7 @@ def test_zero_advantage_groups_leave_the_normaliser(
     assert largest_difference(weights(skipping), weights(whole)) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "GRPO and PPO normaliser under accumulation",
@@ -287,6 +288,7 @@ def test_sampling_in_train_mode(lora_chain: Chain) -> None:
     assert float((kept - scored).abs().max()) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "values and old log-probs computed with dropout on",
@@ -344,6 +346,7 @@ def test_sampling_in_another_dtype(
     assert {p.dtype for p in trained} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "logits not divided by the temperature",
@@ -404,6 +407,7 @@ def test_truncated_sampling_under_a_policy_gradient(chain: Chain) -> None:
     assert all("whole distribution" in message for message in refused)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "the same sample again",
@@ -436,6 +440,7 @@ def test_the_same_sample_again(chain: Chain, collected: list[Experience]) -> Non
     assert sorted(completions(first.groups)) != sorted(completions(second.groups))
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "a sample depends on its company",
@@ -576,6 +581,7 @@ def test_sampling_from_a_stale_policy(chain: Chain) -> None:
 # The KL term
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "KL clamped at zero",
@@ -683,6 +689,7 @@ def test_kl_averaged_unlike_the_policy_loss(
 # Ratios
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "PPO ratio ≠ 1 at the first update",
@@ -705,6 +712,7 @@ def test_ppo_ratio_at_the_first_update(chain: Chain, record_property: Any) -> No
     record_property("measured", f"mean ratio off by {abs(row['ratio'] - 1):.0e}")
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "old log-probs follow the policy",
@@ -725,6 +733,7 @@ def test_old_log_probs_follow_the_policy(chain: Chain) -> None:
 # Values, rewards and advantages per token
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "value head read one token late, or at padding",
@@ -883,6 +892,7 @@ def test_value_clipping_around_the_wrong_value(
     assert float((used[-1][0] - used[-1][1]).abs().max()) > 1e-3  # and the view has moved since
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "special tokens in the text that a reward reads",
@@ -975,6 +985,7 @@ def test_kl_measured_against_the_base(lora_chain: Chain) -> None:
     assert {row["kl"] for row in evaluate(lora_chain).samples()} == {0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "the KL of a report made non-negative",

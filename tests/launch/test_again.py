@@ -26,6 +26,7 @@ def copied(command: Command, tmp_path: Path, pause: float) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_study_is_run_again_from_its_folder(command: Command, tmp_path: Path) -> None:
     folder = copied(command, tmp_path, 0.0)
     code, out, err = command("reproduce", str(folder))
@@ -46,7 +47,7 @@ def test_a_study_is_run_again_from_its_folder(command: Command, tmp_path: Path) 
     assert len(list((tmp_path / "given").glob("toy-*"))) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_reproduction_continues(command: Command, tmp_path: Path) -> None:
     folder = copied(command, tmp_path, 0.02)
     process = command.start("reproduce", str(folder))
@@ -66,6 +67,7 @@ def test_an_interrupted_reproduction_continues(command: Command, tmp_path: Path)
     assert sorted(f.name for f in root.parent.iterdir()) == ["mine-1", "mine-2"]
 
 
+@pytest.mark.slow
 def test_watch_follows_a_study_to_its_end(command: Command) -> None:
     run = command.start("run", "study=mine", "pause=0.05")
     deadline = time.monotonic() + 30
@@ -82,6 +84,7 @@ def test_watch_follows_a_study_to_its_end(command: Command) -> None:
     assert "study mine  2 of 2 stages" in out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_watch_shows_a_failure_with_its_reason(command: Command) -> None:
     assert command("run", "study=mine", "+stages.a.end=trouble")[0] == 1
     code, out, _ = command("watch")

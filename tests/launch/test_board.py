@@ -84,6 +84,7 @@ def test_a_stage_with_a_strict_and_a_tolerant_input_needs_both(lab: Lab) -> None
     assert settle(board, plan, "base", "failed") == ["both"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_study_with_a_trial_that_diverged_is_complete(lab: Lab, kind: str) -> None:
     stages = search(t1="well", t2="divergence")
@@ -107,6 +108,7 @@ def test_a_study_with_a_trial_that_diverged_is_complete(lab: Lab, kind: str) -> 
     assert len(json.loads(json.dumps(again.to_json()))["stages"]) == 6
 
 
+@pytest.mark.slow
 def test_a_trial_that_failed_otherwise_is_something_to_mend(lab: Lab) -> None:
     plan = lab.plan(search(t1="well", t2="bug"))
     lab.execute(plan, "inprocess")
@@ -115,12 +117,14 @@ def test_a_trial_that_failed_otherwise_is_something_to_mend(lab: Lab) -> None:
     assert _exit_code(lab.settled, plan) == 1
 
 
+@pytest.mark.slow
 def test_divergence_that_nobody_counts_is_a_failure(lab: Lab) -> None:
     plan = lab.plan({"a": toy(1, end="divergence"), "b": toy(2, left="a")})
     lab.execute(plan, "inprocess")
     assert _exit_code(lab.settled, plan) == 1
 
 
+@pytest.mark.slow
 def test_a_refusal_is_told_from_a_failure(lab: Lab) -> None:
     plan = lab.plan({"a": toy(1, end="mistake"), "b": toy(2, end="trouble")})
     lab.execute(plan, "inprocess")

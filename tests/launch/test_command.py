@@ -62,6 +62,7 @@ def command(tmp_path: Path) -> Command:
     return Command(tmp_path)
 
 
+@pytest.mark.slow
 def test_run_prints_a_line_per_stage_and_writes_the_study(command: Command) -> None:
     code, out, err = command("run", "study=mine")
     assert (code, err) == (0, "")
@@ -84,6 +85,7 @@ def test_run_prints_a_line_per_stage_and_writes_the_study(command: Command) -> N
     assert created == study["created"]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_study(command: Command) -> None:
     code, out, _ = command("run", "-m", "seed=0,1", "stages.b.value=10,20,30")
     assert code == 0
@@ -124,6 +126,7 @@ def test_an_interrupted_study_continues_where_it_stopped(
     assert run.record["error"] is None
 
 
+@pytest.mark.slow
 def test_workers_stop_when_the_launcher_is_killed(command: Command) -> None:
     process = command.start("run", "launch=local", "pause=0.2")
     command.wait_for_step(1)
@@ -147,6 +150,7 @@ def test_two_commands_on_one_store_do_not_repeat_work(command: Command) -> None:
     assert command.totals() == [1, 11]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launch", ["inprocess", "local"])
 def test_a_failed_stage_exits_1_and_its_mistake_2(command: Command, launch: str) -> None:
     code, out, err = command("run", f"launch={launch}", "+stages.a.end=trouble")
@@ -162,6 +166,7 @@ def test_a_failed_stage_exits_1_and_its_mistake_2(command: Command, launch: str)
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -191,6 +196,7 @@ def test_a_refused_configuration_exits_2_with_one_message(
     assert not command.store.root.exists()  # nothing was begun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -209,6 +215,7 @@ def test_one_of_several_processes_that_cannot_work_together_is_refused(
     assert not command.store.runs()
 
 
+@pytest.mark.slow
 def test_plan_prints_the_contract_and_runs_nothing(command: Command) -> None:
     code, out, _ = command("plan", "-m", "seed=0,1", "--json")
     assert code == 0
@@ -227,6 +234,7 @@ def test_plan_prints_the_contract_and_runs_nothing(command: Command) -> None:
     assert "nothing to do" in out
 
 
+@pytest.mark.slow
 def test_reproduce_says_that_nothing_differs(command: Command) -> None:
     command("run")
     names = [run.name for run in command.store.runs()]
@@ -237,6 +245,7 @@ def test_reproduce_says_that_nothing_differs(command: Command) -> None:
     assert [run.name for run in command.store.runs()] == names  # copies stand apart
 
 
+@pytest.mark.slow
 def test_reproduce_finds_a_difference(command: Command) -> None:
     command("run")
     run = command.store.runs()[0]

@@ -70,6 +70,7 @@ MOMENTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "call"), MOMENTS)
 def test_a_stage_ends_with_a_message_and_goes_on_when_there_is_space(
     mounted, monkeypatch, what, call

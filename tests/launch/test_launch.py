@@ -25,6 +25,7 @@ DIAMOND = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_diamond_is_executed_once_and_then_reused(lab: Lab, kind: str) -> None:
     plan = lab.plan(DIAMOND)
@@ -37,6 +38,7 @@ def test_a_diamond_is_executed_once_and_then_reused(lab: Lab, kind: str) -> None
     assert all(len(run.samples()) == 1 for run in lab.store.runs())  # each ran one time
 
 
+@pytest.mark.slow
 def test_a_stage_shared_by_jobs_runs_once(lab: Lab) -> None:
     jobs = [{"a": toy(1), "b": toy(value, left="a")} for value in (10, 20, 30)]
     plan = lab.plan(*jobs)
@@ -47,6 +49,7 @@ def test_a_stage_shared_by_jobs_runs_once(lab: Lab) -> None:
     assert totals == [1, 11, 21, 31]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("end", "reason", "code"),
@@ -85,6 +88,7 @@ def test_a_failure_blocks_its_descendants_and_nothing_else(
         assert "Traceback" in next((lab.root / "studies/s/logs").glob("*.error.log")).read_text()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_fails_its_stage_and_is_replaced(lab: Lab) -> None:
     plan = lab.plan({"dead": toy(1, end="death"), "x": toy(2), "y": toy(3, left="x")})
     assert lab.execute(plan, "local", 1) == {"dead": "failed", "x": "done", "y": "done"}
@@ -92,6 +96,7 @@ def test_a_worker_that_dies_fails_its_stage_and_is_replaced(lab: Lab) -> None:
     assert "SIGKILL" in reason
 
 
+@pytest.mark.slow
 def test_one_worker_executes_many_stages_and_divides_the_cores(lab: Lab) -> None:
     plan = lab.plan({str(i): toy(i, pause=0.02) for i in range(6)})
     lab.execute(plan, "local", 2)
@@ -102,6 +107,7 @@ def test_one_worker_executes_many_stages_and_divides_the_cores(lab: Lab) -> None
     assert len({run.record["pid"] for run in lab.store.runs()}) <= 2
 
 
+@pytest.mark.slow
 def test_a_stage_that_nothing_can_run_beside_gets_all_cores(lab: Lab, monkeypatch) -> None:
     monkeypatch.setattr("alignlab.launch.launcher.usable_cores", lambda: 4)
     plan = lab.plan({**DIAMOND, "e": toy(5, left="d")})
@@ -111,6 +117,7 @@ def test_a_stage_that_nothing_can_run_beside_gets_all_cores(lab: Lab, monkeypatc
     assert threads == {"a": 4, "b": 2, "c": 2, "d": 4, "e": 4}
 
 
+@pytest.mark.slow
 def test_what_is_done_does_not_take_cores(lab: Lab) -> None:
     lab.execute(lab.plan({name: DIAMOND[name] for name in "ab"}), "inprocess")
     plan = lab.plan({**DIAMOND, "e": toy(5, left="a")})
@@ -142,6 +149,7 @@ def test_what_a_stage_prints_goes_to_its_own_log(lab: Lab) -> None:
         assert f"[{node.run}] from step 0" in lab.notes
 
 
+@pytest.mark.slow
 def test_the_record_says_what_was_run_and_what_it_took(lab: Lab, key_of: Callable) -> None:
     plan = lab.plan({"a": toy(1, label="first"), "b": toy(2, left="a", pause=0.05)})
     lab.execute(plan, "inprocess")

@@ -121,6 +121,7 @@ def test_every_kind_of_stage_has_resources_in_the_file() -> None:
     assert issubclass(toys.Toy, Stage)
 
 
+@pytest.mark.slow
 def test_the_command_line_sets_resources_and_mistakes_are_near() -> None:
     words = ["launch=slurm", "launch.reward.gpus=2", "launch.ppo.time=12:00:00",
              "+launch.policy.nodes=2", "launch.setup=[module load cuda]"]  # fmt: skip
@@ -133,6 +134,7 @@ def test_the_command_line_sets_resources_and_mistakes_are_near() -> None:
         compose(["launch=slurm", "launch.reward.gpu=2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["inprocess", "local", "slurm"])
 def test_a_launch_survives_its_record(kind: str) -> None:
     found = launch_of(compose([f"launch={kind}"])["launch"])

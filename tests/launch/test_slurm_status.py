@@ -52,6 +52,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     return Study(tmp_path / "store", FakeSlurm(tmp_path / "slurm", monkeypatch.setenv))
 
 
+@pytest.mark.slow
 def test_stages_from_the_queue_to_their_end(study: Study) -> None:
     plan = study.submitted()
     inputs = "its inputs are not done (Dependency)"
@@ -69,6 +70,7 @@ def test_stages_from_the_queue_to_their_end(study: Study) -> None:
     assert seen["any"] == ("queued", inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "status", "reason"),
     [
@@ -105,6 +107,7 @@ def test_accounting_knows_what_the_queue_forgot(
     assert study.seen()["a"] == ("stopped", reason)
 
 
+@pytest.mark.slow
 def test_an_outcome_of_an_earlier_submission_says_nothing(study: Study) -> None:
     plan = study.submitted()
     study.finish(plan, "a")
@@ -177,6 +180,7 @@ def test_an_unknown_study_is_refused(study: Study, capsys: pytest.CaptureFixture
     assert main(["cancel", "t"]) == 2
 
 
+@pytest.mark.slow
 def test_between_two_waves_a_study_goes_on(study: Study) -> None:
     study.submitted()
     for job in study.ids.values():
@@ -200,6 +204,7 @@ def test_a_job_submitted_from_a_job_does_not_inherit_its_variables(
     assert (found["SLURM_CONF"], found["PATH"]) == ("/etc/slurm.conf", os.environ["PATH"])
 
 
+@pytest.mark.slow
 def test_cancel_ends_what_is_queued_or_runs(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +223,7 @@ def test_cancel_ends_what_is_queued_or_runs(
     assert "0 stages cancelled" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_cancel_of_one_stage_says_what_that_blocks(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +236,7 @@ def test_cancel_of_one_stage_says_what_that_blocks(
     assert "Did you mean 'b'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_jobs_of_another_study_are_left_alone(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_the_last_job_waits_for_the_leaves(lab: SlurmLab) -> None:
     assert release == ["release", last]
 
 
+@pytest.mark.slow
 def test_what_is_done_is_neither_submitted_nor_waited_for(lab: SlurmLab) -> None:
     plan = lab.plan(DIAMOND)
     lab.execute(plan, wait=False)
@@ -91,6 +92,7 @@ def test_submitting_again_attaches(lab: SlurmLab) -> None:
     assert "4 were queued or running already" in lab.notes[-1]
 
 
+@pytest.mark.slow
 def test_what_failed_or_is_gone_is_submitted_again_with_all_that_reads_it(lab: SlurmLab) -> None:
     stages = {**DIAMOND, "e": toy(5), "f": toy(6, left="e"), "g": toy(7, left="e")}
     plan = lab.plan(stages)
@@ -112,6 +114,7 @@ def test_what_failed_or_is_gone_is_submitted_again_with_all_that_reads_it(lab: S
     assert old["c"] not in cancelled
 
 
+@pytest.mark.slow
 def test_the_job_before_last_goes_when_a_new_one_comes(lab: SlurmLab) -> None:
     plan = lab.plan(DIAMOND)
     lab.execute(plan)
@@ -122,6 +125,7 @@ def test_the_job_before_last_goes_when_a_new_one_comes(lab: SlurmLab) -> None:
     assert [first] in lab.slurm.calls("scancel")
 
 
+@pytest.mark.slow
 def test_two_at_one_time_do_not_double_a_study(tmp_path: Path, lab: SlurmLab) -> None:
     script = tmp_path / "submit.py"
     script.write_text(
@@ -144,6 +148,7 @@ def test_two_at_one_time_do_not_double_a_study(tmp_path: Path, lab: SlurmLab) ->
     assert len(lab.slurm.jobs(last=True)) == 1
 
 
+@pytest.mark.slow
 def test_a_study_finds_the_jobs_of_another_one(lab: SlurmLab) -> None:
     plan = lab.plan({"a": toy(1), "b": toy(2, left="a")})
     lab.execute(plan)
@@ -162,6 +167,7 @@ def lab_key(plan, name: str) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_jobs_that_a_killed_submitter_did_not_write_down_are_found(lab: SlurmLab) -> None:
     jobs = [chain(seed) for seed in range(3)]
     lab.execute(lab.plan(*jobs, DIAMOND))
@@ -174,6 +180,7 @@ def test_jobs_that_a_killed_submitter_did_not_write_down_are_found(lab: SlurmLab
     assert {run: job.id for run, job in lab.submission.jobs.items()} == known
 
 
+@pytest.mark.slow
 def test_what_slurm_does_not_take_follows_in_waves(lab: SlurmLab) -> None:
     """Room for ten jobs, one of which is the last one; 12 chains of three."""
     lab.slurm.limit(submit=10)
@@ -199,6 +206,7 @@ def test_what_slurm_does_not_take_follows_in_waves(lab: SlurmLab) -> None:
     assert len(lab.submission.jobs) == 36
 
 
+@pytest.mark.slow
 def test_a_last_job_that_meets_a_full_queue_waits_for_room(
     lab: SlurmLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +229,7 @@ def test_a_last_job_that_meets_a_full_queue_waits_for_room(
     assert len(lab.submission.jobs) == 12
 
 
+@pytest.mark.slow
 def test_what_can_no_longer_run_is_not_submitted_later(lab: SlurmLab) -> None:
     jobs = [chain(seed) for seed in range(2)]
     plan = lab.plan(*jobs)

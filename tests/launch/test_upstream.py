@@ -100,6 +100,7 @@ def states(plan) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_and_its_large_files_are_linked(there, here):
     before = tree(there.root)
     plan = with_upstream(here.plan(LONGER), [str(there.root)])
@@ -127,6 +128,7 @@ def test_a_folder_is_read_and_its_large_files_are_linked(there, here):
     assert len(here.notes) == 3
 
 
+@pytest.mark.slow
 def test_deleting_a_brought_run_leaves_the_other_place_alone(there, here):
     before = tree(there.root)
     plan = with_upstream(here.plan(CHAIN), [f"file://{there.root}"])
@@ -137,6 +139,7 @@ def test_deleting_a_brought_run_leaves_the_other_place_alone(there, here):
     assert tree(there.root) == before
 
 
+@pytest.mark.slow
 def test_of_an_address_the_models_come_when_a_stage_needs_them(there, here, memory):
     plan = with_upstream(here.plan(CHAIN), [memory])
     assert set(states(plan).values()) == {"upstream"}
@@ -159,6 +162,7 @@ def test_of_an_address_the_models_come_when_a_stage_needs_them(there, here, memo
     assert here.total(longer, "d") == 1011
 
 
+@pytest.mark.slow
 def test_a_web_server_that_shows_no_folders(here, web):
     address, asked = web
     plan = with_upstream(here.plan(LONGER), [address])
@@ -171,6 +175,7 @@ def test_a_web_server_that_shows_no_folders(here, web):
         assert here.store.run("toy", key(plan, name)).verify() == []
 
 
+@pytest.mark.slow
 def test_the_first_of_several_places_counts_and_the_store_before_all(there, here, tmp_path):
     other = Lab(tmp_path / "other")
     other.execute(other.plan({"a": CHAIN["a"]}), "inprocess")
@@ -181,12 +186,14 @@ def test_the_first_of_several_places_counts_and_the_store_before_all(there, here
     assert fresh.nodes[f"toy-{key(fresh, 'a')}"].upstream == str(other.root)
 
 
+@pytest.mark.slow
 def test_what_is_not_finished_there_does_not_count(there, here):
     plan = here.plan(CHAIN)
     (there.store.run("toy", key(plan, "b")).path / "DONE").unlink()
     assert states(with_upstream(plan, [str(there.root)]))["b"] == "to do"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "memory"])
 def test_what_has_changed_there_is_refused(there, here, memory, kind):
     plan = with_upstream(here.plan(CHAIN), [str(there.root) if kind == "folder" else memory])
@@ -203,6 +210,7 @@ def test_what_has_changed_there_is_refused(there, here, memory, kind):
     assert here.store.run("toy", key(plan, "a")).done  # what came before stays
 
 
+@pytest.mark.slow
 def test_what_is_gone_when_it_is_brought(there, here):
     plan = with_upstream(here.plan(CHAIN), [str(there.root)])
     shutil.rmtree(there.root / f"toy-{key(plan, 'b')}")
@@ -210,6 +218,7 @@ def test_what_is_gone_when_it_is_brought(there, here):
         bring(plan, here.store, here.notes.append)
 
 
+@pytest.mark.slow
 def test_a_transfer_that_breaks_is_tried_again_and_goes_on_where_it_was(
     there, here, memory, monkeypatch
 ):
@@ -237,6 +246,7 @@ def test_a_transfer_that_breaks_is_tried_again_and_goes_on_where_it_was(
     assert not {f"{run.name}/config.json", f"{run.name}/metrics.jsonl"} & set(again)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_gives_way(there, here):
     plan = with_upstream(here.plan(CHAIN), [str(there.root)])
     run = here.store.run("toy", key(plan, "a"))
@@ -250,6 +260,7 @@ def test_an_unfinished_run_gives_way(there, here):
     assert not run.state_dir.exists()
 
 
+@pytest.mark.slow
 def test_a_seal_that_names_a_file_outside_of_the_run(there, here):
     plan = with_upstream(here.plan(CHAIN), [str(there.root)])
     done = there.root / f"toy-{key(plan, 'a')}" / "DONE"
@@ -259,6 +270,7 @@ def test_a_seal_that_names_a_file_outside_of_the_run(there, here):
         bring(plan, here.store, here.notes.append)
 
 
+@pytest.mark.slow
 def test_links_to_a_place_that_is_not_mounted_any_more(there, here, tmp_path):
     plan = with_upstream(here.plan(CHAIN), [str(there.root)])
     bring(plan, here.store, here.notes.append)
@@ -288,6 +300,7 @@ def test_a_place_that_is_not_there_is_an_error(here, place, says):
         with_upstream(here.plan(CHAIN), [place])
 
 
+@pytest.mark.slow
 def test_an_address_on_a_server_that_is_wrong(here, web):
     with pytest.raises(ConfigError, match="there is nothing at"):
         with_upstream(here.plan(CHAIN), [f"{web[0]}/wrong"])
@@ -301,6 +314,7 @@ def brought(root: str, place: str, start, out) -> None:
     bring(plan, lab.store, lambda text: out.put(text))
 
 
+@pytest.mark.slow
 def test_several_processes_bring_the_same_runs(there, here):
     import multiprocessing
 
@@ -321,6 +335,7 @@ def test_several_processes_bring_the_same_runs(there, here):
     assert len(here.store.runs()) == 3
 
 
+@pytest.mark.slow
 def test_the_command_line(there, tmp_path, capsys, monkeypatch):
     conf = toy_cli.write_conf(tmp_path / "conf")
     top = (conf / "config.yaml").read_text()
@@ -365,6 +380,7 @@ def test_the_command_line(there, tmp_path, capsys, monkeypatch):
     assert Run(tmp_path / "shared" / name).verify() == []
 
 
+@pytest.mark.slow
 def test_the_doctor_looks_at_the_places(there, monkeypatch):
     from alignlab.commands import doctor
 

@@ -199,6 +199,7 @@ def test_unknown_view_and_headless_view(open_backbone, batch) -> None:
         backbone.add("policy", source=None, trainable=True)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "a view, full and LoRA",
@@ -266,6 +267,7 @@ def test_a_saved_view_is_an_ordinary_folder(open_backbone, rank, batch, cache, t
     )
 
 
+@pytest.mark.slow
 def test_a_trained_view_starts_from_its_source(open_backbone, rank, batch, tmp_path) -> None:
     backbone = open_backbone(rank)
     backbone.add("policy", source=None, trainable=True)
@@ -370,6 +372,7 @@ def test_base_in_place_of_the_configured_model(open_backbone, cache, batch, tmp_
     )
 
 
+@pytest.mark.slow
 def test_drop(open_backbone, rank, batch, tmp_path) -> None:
     backbone = open_backbone(rank)
     backbone.add("policy", source=None, trainable=True)
@@ -389,6 +392,7 @@ def test_drop(open_backbone, rank, batch, tmp_path) -> None:
     step(backbone, "policy", batch)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "determinism",
     "fresh adapters and heads",
@@ -423,6 +427,7 @@ def test_dropout_only_in_train_mode_and_only_where_trained(open_backbone, batch,
     assert torch.equal(steady, logps(backbone, "policy", batch))
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "gradient checkpointing, full and LoRA",

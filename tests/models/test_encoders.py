@@ -52,6 +52,7 @@ def one_at_a_time(plain: Any, groups: list[Any], pooling: str) -> torch.Tensor:
     return torch.stack(found)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "architecture",
     "encoders",
@@ -86,6 +87,7 @@ def test_rows_equal_one_row_at_a_time(kind: str, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2"])
 @pytest.mark.parametrize(
     "adapter",
@@ -239,6 +241,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         broken.add("reward", source=None, trainable=True, head=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["sft", "preference", "instructgpt"])
 def test_a_policy_cannot_be_an_encoder(pipeline: str, tmp_path: Path) -> None:
     make_encoder("bert", tmp_path / "model")
@@ -248,6 +251,7 @@ def test_a_policy_cannot_be_an_encoder(pipeline: str, tmp_path: Path) -> None:
         Plan.from_configs([compose(words)], Store(tmp_path / "runs"))
 
 
+@pytest.mark.slow
 def test_the_plan_takes_an_encoder_as_reward_model(tmp_path: Path) -> None:
     make_encoder("bert", tmp_path / "model")
     words = ["pipeline=instructgpt", "experiment=smoke", "+backbone@stages.reward.backbone=hub",
@@ -277,6 +281,7 @@ def test_the_plan_takes_an_encoder_as_reward_model(tmp_path: Path) -> None:
     assert ppo.estimate.workload.frozen == 1  # the reference alone is of the policy's own kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2"])
 def test_recomputed_activations_give_the_same_gradients(kind: str, tmp_path: Path) -> None:
     make_encoder(kind, tmp_path)
@@ -296,6 +301,7 @@ def test_recomputed_activations_give_the_same_gradients(kind: str, tmp_path: Pat
         torch.testing.assert_close(found[1][name].grad, parameter.grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "deberta-v2"])
 def test_bfloat16_rounds_scores_a_little(kind: str, tmp_path: Path) -> None:
     make_encoder(kind, tmp_path)

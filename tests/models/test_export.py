@@ -40,6 +40,7 @@ def saved(folder: Path, cache: Path, rank: int | None, *, head: bool = False) ->
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "export",

@@ -64,6 +64,7 @@ def family(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     return request.param, tmp_path
 
 
+@pytest.mark.slow
 def test_what_is_sampled_has_the_log_probs_that_training_gives(family) -> None:
     """With a LoRA adapter that is no zero update, and with rows longer than a layer's window."""
     _, folder = family
@@ -94,6 +95,7 @@ def test_what_is_sampled_has_the_log_probs_that_training_gives(family) -> None:
     assert not any("head" in name or "embed" in name for name in own)
 
 
+@pytest.mark.slow
 def test_bitfit_trains_every_bias_or_says_that_there_is_none(family) -> None:
     name, folder = family
     config = backbone_config(adapter=Selective(parameters=("*.bias",)), path=str(folder))

@@ -66,6 +66,7 @@ def test_equals_the_definition_in_value_and_gradient(batch, heads, softcap) -> N
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", [named(model_type) for model_type in sorted(GROUPED)])
 def test_flat_equals_padded_in_value_and_gradient(model_type, batch) -> None:
     model = random_model(architecture(model_type))

@@ -46,16 +46,19 @@ def name_of(tried: Tried) -> str:
     return "houlsby" if adapter.norms else "pfeiffer"
 
 
+@pytest.mark.slow
 def test_exactly_what_it_says_changes(tried: Tried) -> None:
     tried.check_changes(TRAINS[name_of(tried)], *METHODS)
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_what_was_trained(tried: Tried) -> None:
     tried.check_loads()
     if name_of(tried) == "ia3":
         tried.check_merges()
 
 
+@pytest.mark.slow
 def test_a_cut_off_training_ends_in_the_same_bytes(tried: Tried) -> None:
     tried.check_resumes()
 
@@ -78,6 +81,7 @@ def folder(request: pytest.FixtureRequest, tmp_path) -> str:
     return str(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("technique", [IA3_LIKE, HOULSBY], ids=["ia3", "houlsby"])
 def test_architectures(technique, folder, cache) -> None:
     """A fresh view is the base, the plan knows its size, and both layouts agree."""

@@ -18,6 +18,7 @@ from alignlab.models.layout import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "architecture", "every type in the tables", "measuring gives the layout that the table names"
 )
@@ -60,6 +61,7 @@ def needs_padding(model_type: str, *, name: str = "", **changes: Any) -> Any:
     return pytest.param(model_type, changes, id=name or model_type, marks=mark)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "changes"),
     [

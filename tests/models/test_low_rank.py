@@ -29,15 +29,18 @@ def tried(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Tried.make(folder, request.param, "adapter.rank=4", "adapter.dropout=0.1", *more)
 
 
+@pytest.mark.slow
 def test_exactly_what_it_says_changes(tried: Tried) -> None:
     name = tried.chain.lab.stage("sft").backbone.adapter.mode
     tried.check_changes(TRAINS[name], *METHODS)
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_what_was_trained(tried: Tried) -> None:
     tried.check_loads()
     tried.check_merges()
 
 
+@pytest.mark.slow
 def test_a_cut_off_training_ends_in_the_same_bytes(tried: Tried) -> None:
     tried.check_resumes()

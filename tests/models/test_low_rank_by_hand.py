@@ -276,6 +276,7 @@ def test_the_penalty_of_adalora_is_that_of_its_factors(cache: Path) -> None:
     torch.testing.assert_close(a.grad, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence", "DoRA, rsLoRA, LoRA+, PiSSA, OLoRA, VeRA, QLoRA, AdaLoRA",
     "flat and padded layout give the same log-probs, and the sampler keeps the trainer's, to 1e-5",
@@ -375,6 +376,7 @@ def test_adapters_on_one_base_are_served_by_name(cache: Path, tmp_path: Path, ba
         torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_recomputed_activations_and_bfloat16_change_no_more_than_rounding(
     cache: Path, tmp_path: Path, batch: Any, name: str

@@ -14,6 +14,7 @@ from alignlab.models.weights import load_model
 MAPS = Path("/proc/self/maps")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MAPS.is_file(), reason="no /proc/self/maps, so mappings are not seen here")
 @pytest.mark.parametrize(("dtype", "kept"), [(torch.bfloat16, False), (torch.float32, True)])
 def test_a_frozen_model_keeps_no_mapping_that_it_does_not_use(

@@ -96,6 +96,7 @@ def test_no_language_model_head_beside_a_scalar_one(cache) -> None:
     assert set(backbone.trainable_parameters("reward")) == {"lm_head.weight"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", [LAST, HEAD, NORMS], ids=["last", "head", "norms"])
 def test_save_load_merge_and_go_on_with_another_choice(cache, batch, tmp_path, chosen) -> None:
     backbone = Backbone.load(backbone_config(adapter=chosen), cache)
@@ -194,6 +195,7 @@ def test_a_bitwise_choice_of_layers_stops_the_backward_pass(cache) -> None:
     assert seen == [False, True]
 
 
+@pytest.mark.slow
 def test_every_stage_trains_the_last_layers(tmp_path) -> None:
     tried = Tried.make(tmp_path, "last_layers", "adapter.last_layers=1")
     tried.check_changes(r"model\.layers\.1\..*", "dpo", "ppo")
@@ -206,12 +208,14 @@ def test_every_stage_trains_the_last_layers(tmp_path) -> None:
     tried.check_resumes()
 
 
+@pytest.mark.slow
 def test_every_stage_trains_the_head_alone(tmp_path) -> None:
     tried = Tried.make(tmp_path, "head_only")
     tried.check_changes(r"lm_head\.weight", "ppo")
     tried.check_merges()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adapter", "trained"),
     [

@@ -63,6 +63,7 @@ def opened(cache):
     return make
 
 
+@pytest.mark.slow
 def test_exactly_what_it_says_changes(tried: Tried) -> None:
     adapter = tried.chain.lab.stage("sft").backbone.adapter
     tried.check_changes(TRAINS[adapter.mode], *METHODS)
@@ -92,6 +93,7 @@ def by_peft(model, batch):
     return torch.cat(found)
 
 
+@pytest.mark.slow
 def test_a_cut_off_training_ends_in_the_same_bytes(tried: Tried) -> None:
     tried.check_resumes()
 
@@ -131,6 +133,7 @@ def test_a_fresh_frozen_view_is_the_base(technique, opened, batch) -> None:
             assert torch.equal(view.logps(batch), expected)
 
 
+@pytest.mark.slow
 def test_what_is_saved_goes_on_and_stays_the_reference(technique, opened, batch, tmp_path) -> None:
     first = opened(technique)
     first.save("policy", tmp_path)
@@ -150,12 +153,14 @@ def test_what_is_saved_goes_on_and_stays_the_reference(technique, opened, batch,
         assert torch.equal(view.logps(batch), found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", sorted(GROUPED))
 @pytest.mark.parametrize("kind", [VirtualTokens, Prefix])
 def test_every_flat_architecture_takes_them(model_type, kind, batch) -> None:
     agree(model_type, kind, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "kind"),
     [(name, VirtualTokens) for name in sorted(PADDED)]
@@ -226,6 +231,7 @@ def agree(model_type, kind, batch) -> None:
     assert found[0][1].abs().max() > 0
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_keeps_them(technique, opened, batch) -> None:
     gradients = []
     for checkpointing in (False, True):

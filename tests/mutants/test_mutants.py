@@ -16,17 +16,18 @@ from equivalent import EQUIVALENT
 from hunt import Check, hunt
 from targets import TARGETS, Target, checks
 
-SLOW = {"models.logps", "models.grouped_attention", "models.attention_plan", "rollout.choose"}
+LONG = {"models.logps", "models.grouped_attention", "models.attention_plan", "rollout.choose"}
 
 
 def row(target: Target) -> object:
     subject = ", ".join([target.path, *target.functions])
     marks = [pytest.mark.conformance("mutation", subject, "every mutant is noticed")]
-    if target.module in SLOW:
-        marks.append(pytest.mark.slow)
+    if target.module in LONG:
+        marks.append(pytest.mark.long)
     return pytest.param(target, marks=marks, id=target.module)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", [row(target) for target in TARGETS])
 def test_every_mutant_is_noticed(target: Target, record_property):
     reasons = {

@@ -266,6 +266,7 @@ def dpo_trainer(tmp_path, trained, reference, **config):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -543,6 +544,7 @@ def group_trainer(tmp_path, trained, **config):
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss_type", "normalizer"),
     [

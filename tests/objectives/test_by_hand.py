@@ -41,6 +41,7 @@ def test_by_hand(case: Case):
     case.run(load(case.module))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
 def test_the_tolerance_can_fail(case: Case):
     wrong = Case(case.module, case.function, case.call, torch.as_tensor(case.expected) + 1e-5)

@@ -31,6 +31,7 @@ def test_ipo_on_two_arms_stops_at_sigmoid_of_half_inverse_tau(tau):
     assert best[0].exp().item() == pytest.approx(1 / (1 + math.exp(-1 / (2 * tau))), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form", "DPO", "two arms, one certain preference: π → 1 for every β"
 )
@@ -185,6 +186,7 @@ def test_top_one_gradient_is_softmax_minus_one_hot():
     torch.testing.assert_close(reward.grad, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form", "PPO", "two epochs per rollout, KL in reward or loss: π_ref·e^{r/β}/Z to 1e-4"
 )
@@ -540,6 +542,7 @@ def settle_in_groups(kind: str, place: str, estimator: str, beta: float) -> Tens
     return logits.detach().softmax(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["leave_one_out", "group_mean", "group_std"])
 @pytest.mark.parametrize(
     ("place", "estimator"),
@@ -634,6 +637,7 @@ class Sentences:
         return (whole + self.reward / beta).flatten().softmax(0).view(3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form",
     "PPO, RLOO and REINFORCE++",
@@ -674,6 +678,7 @@ def test_over_sentences_a_kl_in_the_reward_gives_the_tilted_reference(method):
     torch.testing.assert_close(found, world.tilted(beta), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form",
     "GRPO (k2)",

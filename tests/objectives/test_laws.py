@@ -170,6 +170,7 @@ def test_there_is_a_yaml_per_method():
     assert set(AT_REFERENCE) <= set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "law", "every objective", "loss and gradient are finite in float32 for log-probs down to −1e5"
 )
@@ -183,6 +184,7 @@ def test_loss_and_gradient_are_finite_at_extreme_log_probs(name, rows):
     assert all(torch.isfinite(g).all() for g in gradients(batch, name))
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "law", "every objective", "loss and gradient are finite at probability 1 and at −1e5 nats"
 )
@@ -195,6 +197,7 @@ def test_certainty_and_impossibility_are_finite(name, chosen, rejected):
     assert all(torch.isfinite(g).all() for g in gradients(batch, name))
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "law", "every objective", "permuting the examples permutes the losses, bit for bit"
 )
@@ -208,6 +211,7 @@ def test_permuting_the_examples_permutes_the_losses(name, rows, seed):
     assert torch.equal(permuted.loss(name), batch.loss(name)[order])
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "law", "every objective", "the halves of a batch give its losses and gradients, bit for bit"
 )
@@ -223,6 +227,7 @@ def test_the_parts_of_a_batch_are_the_batch(name, rows):
         assert torch.equal(half, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance("law", "every objective", "float32 agrees with float64 to 1e-5")
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=25)
@@ -250,6 +255,7 @@ def test_value_at_the_reference(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "law",
     "every objective",
@@ -300,6 +306,7 @@ WITH_REFERENCE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "law",
     "every objective with a reference",
@@ -397,6 +404,7 @@ def assert_same(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "law",
     "every objective",
@@ -414,6 +422,7 @@ def test_packing_changes_nothing(name, groups, seed):
     assert_same(step(name, [groups], "grouped"), step(name, parts, "grouped"))
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "law",
     "every objective",
@@ -432,6 +441,7 @@ def test_padding_changes_nothing(name, groups, width):
     assert_same(flat, step(name, [[*groups, wide]], "padded"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "old", "new", "broken"),
     [

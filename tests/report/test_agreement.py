@@ -88,6 +88,7 @@ def test_metrics_do_not_lend_each_other_scatter() -> None:
     assert found.error == pytest.approx(math.sqrt(0.0002))
 
 
+@pytest.mark.slow
 def test_the_test_keeps_its_level_and_finds_what_it_says_it_would() -> None:
     generator = np.random.default_rng(0)
     methods, seeds, studies = 6, 2, 150

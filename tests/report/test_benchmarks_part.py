@@ -102,6 +102,7 @@ def test_the_interval_of_a_weighted_mean_is_that_of_a_ratio() -> None:
     assert found.error == pytest.approx(ratios.std(), rel=0.1)
 
 
+@pytest.mark.slow
 def test_differences_from_sft_by_hand(analysis: Analysis) -> None:
     nats, sums = tables(analysis)
     assert (nats.task, nats.metric, nats.better, nats.items) == (
@@ -161,6 +162,7 @@ def test_verdicts_follow_the_better_way() -> None:
     assert verdict(Interval(0.3, -0.1, 0.5, 0.1), "higher") == ""
 
 
+@pytest.mark.slow
 def test_the_page_says_who_forgot_what(analysis: Analysis, tmp_path: Path) -> None:
     made = part(analysis, looks([s.method for s in analysis.scores]), tmp_path)
     forgot = [c for c in made.concerns if c.topic == "forgot"]

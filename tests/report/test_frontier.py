@@ -44,6 +44,7 @@ def curve(plane, family):
     return next(c for c in plane.curves if c.family == family)
 
 
+@pytest.mark.slow
 def test_families_are_curves_by_kl(plane):
     assert [c.family for c in plane.curves if c.swept]
     assert curve(plane, "best of n").control
@@ -143,6 +144,7 @@ def test_anchors(plane, analysis):
     assert plane.baseline is analysis.baseline
 
 
+@pytest.mark.slow
 def test_part_shows_everything(shown, plane):
     made, folder = shown
     for name in ("frontier", "gain-ppo-beta-1"):
@@ -171,6 +173,7 @@ def test_sentences_hold_the_numbers_of_the_tables(shown, plane):
     assert f"{best['mean_gold']:.2f} [{best['mean_gold_low']:.2f}, " in text
 
 
+@pytest.mark.slow
 def test_one_setting_per_method_is_a_plane_of_points(store, tmp_path):
     analysis = analyse(read_study("demo", store), draws=100)
     plane = plane_of(analysis, draws=100)
@@ -186,6 +189,7 @@ def test_one_setting_per_method_is_a_plane_of_points(store, tmp_path):
     assert "<figure" in made.html
 
 
+@pytest.mark.slow
 def test_without_kl_or_baseline(small, tmp_path):
     for folder in small.root.glob("evaluate-*-sft"):
         (folder / "DONE").unlink()
@@ -201,6 +205,7 @@ def test_without_kl_or_baseline(small, tmp_path):
     assert part(bare, looks([s.method for s in bare.scores]), tmp_path).html == ""
 
 
+@pytest.mark.slow
 def test_sweeps_that_never_left_the_reference(tmp_path):
     """A KL that cannot be told from zero, a gold of zero: points, and nothing fitted to them."""
     write_study(tmp_path, prompts=6, missing=False, grids=True)

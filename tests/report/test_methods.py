@@ -40,6 +40,7 @@ def by_label(study):
     return {m.label: m for m in study.methods}
 
 
+@pytest.mark.slow
 def test_points_of_a_sweep_are_one_family(study):
     families = {}
     for method in study.methods:
@@ -173,6 +174,7 @@ def test_few_points_are_all_compared(store):
     assert len(analysis.compared) == len(analysis.scores) == 8
 
 
+@pytest.mark.slow
 def test_the_verdict_says_how_settings_were_picked(grid, analysis):
     first = verdict(analysis)[0]
     assert "of the settings compared near a KL of" in first

@@ -32,6 +32,7 @@ def rows(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_page_is_self_contained(html):
     assert not re.findall(r"https?:|(?<![:\w])//[a-z]+\.", html)
     assert not re.findall(r"<link|<img|<iframe|@import|\bsrc=|fetch\(|XMLHttpRequest", html)
@@ -160,6 +161,7 @@ def links_lead_somewhere(html: str) -> None:
     assert lost == set()
 
 
+@pytest.mark.slow
 def test_a_section_with_nothing_to_show_is_left_out(small):
     for name in ("preference", "ppo", "grpo", "sft", "reward"):
         for file in small.root.glob(f"{name}-*/metrics.jsonl"):
@@ -208,6 +210,7 @@ def test_figures_stand_beside_the_page(page):
         assert b"/Type3" not in content
 
 
+@pytest.mark.slow
 def test_figures_of_a_former_report_are_removed(small):
     folder = build_report("demo", small).parent
     (folder / "curve-gone.png").write_bytes(b"old")
@@ -217,6 +220,7 @@ def test_figures_of_a_former_report_are_removed(small):
     assert not (folder / "tables" / "gone.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_page(page, html, store):
     before = {p.name: p.read_bytes() for p in page.parent.glob("*.*")}
     assert build_report("demo", store).read_text(encoding="utf-8") == html
@@ -232,6 +236,7 @@ def test_page_of_a_study_without_any_evaluation(small):
     assert "nothing to rank" in " ".join(text_summary("bare", small).split())
 
 
+@pytest.mark.slow
 def test_page_without_baseline_audit_or_kl(small):
     for run in small.root.glob("evaluate-*-dpo"):
         text = (run / "samples.jsonl").read_text(encoding="utf-8")
@@ -245,6 +250,7 @@ def test_page_without_baseline_audit_or_kl(small):
     assert "not in the evaluation: audit, proxy, kl" in html
 
 
+@pytest.mark.slow
 def test_text_summary(store):
     text = text_summary("demo", store)
     lines = text.splitlines()
@@ -312,7 +318,7 @@ def test_how_numbers_are_written():
     assert (amount(0), amount(1234567), amount(None)) == ("0", "1.23 M", "—")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_thousand_runs_are_reported_in_twenty_seconds(tmp_path):
     write_study(tmp_path, seeds=64, missing=False)
     runs = sum(1 for folder in tmp_path.iterdir() if (folder / "record.json").is_file())

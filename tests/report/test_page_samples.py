@@ -36,6 +36,7 @@ def nasty(small):
     return small
 
 
+@pytest.mark.slow
 def test_no_text_leaves_its_place(nasty):
     html = build_report("demo", nasty).read_text(encoding="utf-8")
     assert html.count("<script") == html.count("</script>") == 2
@@ -53,6 +54,7 @@ def test_clean_shows_what_is_no_character():
     )
 
 
+@pytest.mark.slow
 def test_data_are_the_rows_of_the_runs(store):
     study = read_study("demo", store)
     html = build_report("demo", store).read_text(encoding="utf-8")

@@ -131,6 +131,7 @@ def test_the_report_goes_where_the_newest_run_went(written):
     assert (found.mode, found.project, found.entity) == ("auto", "new", "team")
 
 
+@pytest.mark.slow
 def test_report_wandb_publishes_and_report_alone_does_not(written, monkeypatch, capsys):
     from alignlab.cli import main
 

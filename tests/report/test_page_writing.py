@@ -130,6 +130,7 @@ def balanced(text: str) -> None:
                 assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
 
 
+@pytest.mark.slow
 def test_report_tex_is_whole(folder):
     text = (folder / "report.tex").read_text(encoding="utf-8")
     balanced(text)

@@ -30,6 +30,7 @@ def table(generator, seeds, prompts, seed_sd, prompt_sd):
     return noise + generator.normal(0, prompt_sd, (1, prompts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 @pytest.mark.parametrize(("seed_sd", "prompt_sd"), [(0, 0), (0.2, 0), (0.5, 0), (0.1, 0.5)])
 def test_intervals_over_seeds_and_prompts_cover(seeds, seed_sd, prompt_sd):

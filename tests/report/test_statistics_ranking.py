@@ -43,6 +43,7 @@ def test_bradley_terry_is_the_maximum_that_choix_finds():
     assert st.bradley_terry(wins) == pytest.approx(theirs, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_bradley_terry_intervals_cover_the_planted_strengths():
     truth = np.array([0.8, 0.1, -0.9])
     chance = 1 / (1 + np.exp(truth[None, :] - truth[:, None]))

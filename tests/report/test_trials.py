@@ -76,12 +76,14 @@ def test_rows_for_files_have_every_trial() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_choice_on_test_prompts_is_a_serious_doubt(study: tuple[FakeStore, str]) -> None:
     found = shown(*study, {**TRIALS, "split": "test"})
     assert "chosen on test prompts" in {doubt.topic for doubt in found.concerns}
     assert "on validation prompts" not in found.html
 
 
+@pytest.mark.slow
 def test_a_study_without_a_sweep_has_no_such_section(study: tuple[FakeStore, str]) -> None:
     assert shown(*study, None).html == ""
 

@@ -200,6 +200,7 @@ def test_the_trials_of_a_study_are_read(searched: Analysis) -> None:
             assert one.tested[seed] == score.per_seed["gold"][seed]
 
 
+@pytest.mark.slow
 def test_the_section_has_its_tables_figures_and_doubts(searched: Analysis, tmp_path: Path) -> None:
     made = part(searched, looks([s.method for s in searched.scores]), tmp_path)
     assert {p.name for p in tmp_path.glob("*.png")} == {"tuning.png", "sensitivity.png"}
@@ -247,6 +248,7 @@ def test_a_study_without_a_search_says_so(store: FakeStore, tmp_path: Path) -> N
     assert [c.topic for c in made.concerns] == ["tuning"]
 
 
+@pytest.mark.slow
 def test_hostile_settings_are_escaped(tmp_path: Path) -> None:
     write_study(tmp_path, prompts=6, missing=False, searched=True, seeds=1)
     for file in tmp_path.glob("select-*/record.json"):

@@ -305,6 +305,7 @@ def test_without_usage_the_highest_price_counts(tmp_path):
         assert unknown.usd is None
 
 
+@pytest.mark.slow
 def test_an_interruption_keeps_the_requests_under_way(tmp_path):
     """The main thread is interrupted while four requests are being answered."""
     begun = threading.Event()

@@ -130,6 +130,7 @@ def test_the_influences_are_those_of_leaving_one_out():
     assert found.influence.mean() == pytest.approx(found.rate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [{"length": 2.0, "longer": 0.7}, {"quality": 0.8, "longer": 0.7}])
 def test_the_interval_covers_the_truth(case):
     """Rate ± 1.96 standard errors of the influences covers the truth about 95 times of 100."""

@@ -212,6 +212,7 @@ def test_a_finished_run_judges(store):
         ask(local(model=None, run="sft-1"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["audit", "lexicon", "local", "endpoint", "reward"])
 def test_every_judge_of_the_configuration_is_read(name):
     """Fields of the yaml and of the class are the same: a spec refuses more and fewer."""
@@ -221,6 +222,7 @@ def test_every_judge_of_the_configuration_is_read(name):
     assert set(found.arguments) == fields
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["helpful", "harmless", "sentiment"])
 def test_the_prompts_of_the_configuration(name):
     config = compose(["pipeline=sft", "judge=local", f"judge/prompt={name}"])
@@ -303,6 +305,7 @@ def test_a_judge_is_a_member_of_a_panel(store):
     assert panel.fingerprint()
 
 
+@pytest.mark.slow
 def test_the_judge_s_model_is_in_the_key_of_annotations(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()

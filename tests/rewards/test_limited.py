@@ -11,6 +11,7 @@ from alignlab.spec import parse
 ENDPOINT = ("judge.base_url=http://127.0.0.1:1/v1", "judge.model=m")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

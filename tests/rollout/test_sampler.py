@@ -45,6 +45,7 @@ def assert_same(left, right):
     np.testing.assert_array_equal(left.finished, right.finished)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "sampling",
@@ -90,6 +91,7 @@ def test_tokens_follow_the_stated_uniforms(llama, prompts):
             assert token == np.searchsorted(cdf, u[step], side="right")
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence", "sampling", "any number of rows side by side: the same samples"
 )

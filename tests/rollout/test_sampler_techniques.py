@@ -60,6 +60,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     return tmp_path_factory.getbasetemp() / "cache"
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "sampling",

@@ -53,6 +53,7 @@ def same(left, right):
     np.testing.assert_array_equal(left.finished, right.finished)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence", "sampling", "a row in a slot that others had before it is the row alone"
 )
@@ -88,6 +89,7 @@ def test_free_slots_are_filled_while_rows_wait(model, monkeypatch):
     assert len(lives) < 1.35 * drawn.tokens / 8 + 12
 
 
+@pytest.mark.slow
 def test_the_memory_is_moved_when_its_columns_are_used_up(model, monkeypatch):
     moves = []
     move = slots.SlotLayer.move

@@ -77,6 +77,7 @@ def both(chain: Chain, trained: Run) -> dict[str, Run]:
     }
 
 
+@pytest.mark.slow
 def test_rows_and_record(chain: Chain, both: dict[str, Run]) -> None:
     run = chain.lab.run(stage(reward_judge()), both)
     rows = run.samples()
@@ -303,6 +304,7 @@ def test_an_endpoint_takes_no_run() -> None:
         stage(judge, "samples", "judge")
 
 
+@pytest.mark.slow
 def test_the_budget_is_outside_the_key(tmp_path: Any) -> None:
     """So that a raised cap goes on with the same run; a changed prompt is another run."""
 
@@ -328,6 +330,7 @@ def test_the_budget_is_outside_the_key(tmp_path: Any) -> None:
     assert key("judge.attempts=4") != base
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", ["copeland", "mean"])
 def test_a_judge_annotates(chain: Chain, tmp_path: Any, aggregation: str) -> None:
     """Rankings by the judge are those of its reward, which is the length here."""

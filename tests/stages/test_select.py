@@ -299,6 +299,7 @@ def test_every_trial_needs_a_score(tmp_path: Path) -> None:
         stages_of(tmp_path, change)
 
 
+@pytest.mark.slow
 def test_what_was_not_measured_cannot_decide(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"metric=proxy: .* has no reward stage"):
         Plan.from_configs([searched("search.metric=proxy")], Store(tmp_path))

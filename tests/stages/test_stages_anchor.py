@@ -89,6 +89,7 @@ def test_l2sp_by_definition(chain: Chain) -> None:
             assert torch.allclose(parameter.grad, 0.3 * steps[name], atol=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "law", "L2-SP", "with LoRA: the change of the adapted matrices, s(BA − B₀A₀)"
 )
@@ -181,6 +182,7 @@ def test_the_penalty_is_the_expected_rise_of_the_loss(chain: Chain) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_every_anchor_trains_and_holds_the_policy_back(
@@ -203,6 +205,7 @@ def test_every_anchor_trains_and_holds_the_policy_back(
     assert free.before.keys() == held.before.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "law", "distillation", "the mean over tokens of the KL between the two models' next tokens"
 )
@@ -230,6 +233,7 @@ def test_the_divergence_of_a_step_by_definition(
     assert row["loss"] == pytest.approx(row["nll"] + 0.7 * row["anchor"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.conformance("equivalence", "anchors", "micro-batches of any size are one step")
 def test_micro_batches_change_nothing(name: str, chain: Chain) -> None:
@@ -243,6 +247,7 @@ def test_micro_batches_change_nothing(name: str, chain: Chain) -> None:
     assert one["anchor"] == pytest.approx(other["anchor"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_preference_stage_has_anchors_too(chain: Chain) -> None:
     stage, inputs = chain.prefer(steps=2, anchor=anchor(chain.lab, "distill"))
     row = chain.lab.run(stage, inputs).metrics("train")[-1]
@@ -256,6 +261,7 @@ class Stopped(Exception):
     """The power went off."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ewc", "distill_on_policy"])
 @pytest.mark.conformance(
     "equivalence", "anchors", "a training that is continued holds to the first start"

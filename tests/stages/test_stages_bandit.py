@@ -268,6 +268,7 @@ def from_the_tilted_reference(world: World, run: Run) -> float:
     return max(found)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form",
     "RLOO",
@@ -444,6 +445,7 @@ def certain(world: World) -> Run:
     return world.annotated("certain", [(p, ["a", "b"], [1.0, 0.0]) for p in PROMPTS])
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form",
     "DPO",
@@ -460,6 +462,7 @@ def test_dpo_becomes_deterministic(world: World, certain: Run, beta: float) -> N
     assert gaps[1] > gaps[0] + 1  # and goes on: no finite gap is a minimum
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form",
     "IPO",
@@ -490,6 +493,7 @@ def test_ipo_stops_at_half_inverse_tau(
     assert max(found) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form",
     "DPO and RLOO",
@@ -587,6 +591,7 @@ def proxy(world: World, certain: Run) -> Run:
     return world.lab.run(stage, {"init": world.sft, "annotations": certain})
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form",
     "best of n",

@@ -90,6 +90,7 @@ def rows_of(run: Run, task: str, metric: str) -> list[dict[str, Any]]:
     return [r for r in run.samples() if (r["task"], r["metric"]) == (task, metric)]
 
 
+@pytest.mark.slow
 def test_every_task_has_its_metrics(done: Run) -> None:
     assert set(done.summary()) == {
         "perplexity/nll_per_token", "perplexity/nll_per_byte",

@@ -75,6 +75,7 @@ def losses(work: Any, backbone: Any) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "continued pretraining",
@@ -119,6 +120,7 @@ def test_concatenated_documents_are_read_from_one_another(lab: Lab, caught: Caug
     assert float((alone - whole[cut + 1 :]).abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", LOCAL)
 def test_the_record_says_what_was_read_and_what_it_was_worth(lab: Lab, adapter: str) -> None:
     made = stage(lab, adapter, window=16, tokens=None, epochs=2.0, batch=4, gap_rows=10_000)
@@ -175,6 +177,7 @@ def mixed(lab: Lab, weight: float) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_rehearsed_text_keeps_its_share_and_its_own_loss(lab: Lab) -> None:
     """A quarter of the characters is general text; without it, its loss rises higher."""
     found = {}
@@ -198,6 +201,7 @@ def test_rehearsed_text_keeps_its_share_and_its_own_loss(lab: Lab) -> None:
     assert summaries[0]["validation_nll_second"] < summaries[1]["validation_nll_second"] - 0.1
 
 
+@pytest.mark.slow
 def test_documents_stay_on_disk_and_are_prepared_once(lab: Lab, caught: Caught) -> None:
     lab.run(stage(lab, window=8, tokens=50), {})
     documents = caught.work.groups.documents
@@ -209,6 +213,7 @@ def test_documents_stay_on_disk_and_are_prepared_once(lab: Lab, caught: Caught) 
     assert {path.name for path in (lab.store.cache / "tokens").iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["documents", "concatenated"])
 def test_a_stopped_run_goes_on_bit_for_bit(lab: Lab, packing: str) -> None:
     made = stage(lab, window=12, packing=packing, batch={"tokens": 100}, tokens=500)
@@ -222,6 +227,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(lab: Lab, packing: str) -> None:
     assert run.record["summary"] == whole.record["summary"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", LOCAL)
 def test_sft_goes_on_from_what_was_read(lab: Lab, adapter: str) -> None:
     read = lab.run(stage(lab, adapter, tokens=300), {})
@@ -242,6 +248,7 @@ def test_sft_goes_on_from_what_was_read(lab: Lab, adapter: str) -> None:
     assert more.summary()["start_nll"] == pytest.approx(read.summary()["validation_nll"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_refused(lab: Lab, tmp_path: Path) -> None:
     empty = stage(lab, "documents.validation=0.0")
     with pytest.raises(DataError, match=r"(?s)'pretrain_validation' .*There are no rows"):
@@ -253,6 +260,7 @@ def test_what_cannot_be_read_is_refused(lab: Lab, tmp_path: Path) -> None:
         lab.run(stage(lab, f"documents.path={chat}"), {})
 
 
+@pytest.mark.slow
 def test_a_model_made_by_pretraining_goes_on_too(lab: Lab, pretrained: Run) -> None:
     run = lab.run(stage(lab, tokens=200, inputs={"init": "pretrain"}), {"init": pretrained})
     assert run.record["summary"]["validation_nll"] < run.record["summary"]["start_nll"]
@@ -269,6 +277,7 @@ def test_the_case_of_the_equivalences_reads_over_the_end_of_an_epoch(lab: Lab) -
     assert run.record["prompts"] > run.record["corpus"]["windows"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "every", "problem"),
     [

@@ -89,6 +89,7 @@ def sft(lab: Lab) -> Any:
     return lab.run(lab.stage("sft", batch=4, steps=1), {})
 
 
+@pytest.mark.slow
 def test_the_loss_is_of_the_calls_alone(lab: Lab, sft: Any) -> None:
     stage = lab.stage("sft", batch=4, steps=1)
     tokenizer = AutoTokenizer.from_pretrained(sft.model_dir)

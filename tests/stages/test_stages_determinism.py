@@ -45,6 +45,7 @@ def elsewhere(lab: Lab, folder: Path) -> Chain:
     return make_chain(Lab(Store(folder), lab.configs, lab.engine))
 
 
+@pytest.mark.long
 @pytest.mark.conformance(
     "determinism",
     "pretraining, SFT, annotation, reward model, every objective, PPO, GRPO and relatives, "

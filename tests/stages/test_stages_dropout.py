@@ -8,6 +8,7 @@ from stage_lab import Chain, largest_difference, weights
 LIMA = {"bottom": 0.0, "top": 0.3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chain", "lora_chain"])
 def test_a_schedule_changes_the_training_and_a_rate_of_zero_does_not(
     name: str, request: pytest.FixtureRequest

@@ -68,6 +68,7 @@ def by_hand(run: Run, encoder: Path, prompt: str, completion: str) -> float:
     return float(head["gain"] * raw + head["offset"])
 
 
+@pytest.mark.slow
 def test_it_learns_and_scores_what_transformers_computes(judged, encoder, chain) -> None:
     assert judged.record["summary"]["validation_accuracy"] > 0.8
     assert judged.record["layout"] == "packed"
@@ -82,6 +83,7 @@ def test_it_learns_and_scores_what_transformers_computes(judged, encoder, chain)
     assert first > second  # it counts the letter a
 
 
+@pytest.mark.slow
 def test_policies_are_judged_by_it(judged, chain, monkeypatch) -> None:
     """PPO, GRPO, best of n and annotation: each scores the texts, with the encoder's tokens."""
     lab = chain.lab
@@ -135,6 +137,7 @@ class PowerCut(Exception):
     """A training that ends without a word."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [None, 4], ids=["full", "lora"])
 def test_an_interrupted_training_ends_in_the_same_bytes(chain, encoder, rank, monkeypatch) -> None:
     lab, inputs = chain.lab, {"annotations": chain.annotations}
@@ -172,6 +175,7 @@ def test_merged_encoders_read_texts_as_well(judged, chain) -> None:
         carry_reading([judged.model_dir, chain.reward.model_dir], merged.model_dir)
 
 
+@pytest.mark.slow
 def test_scores_can_be_regressed_on_and_thumbs_classified(chain, encoder) -> None:
     lab, inputs = chain.lab, {"annotations": chain.annotations}
     objective = {"_target_": "alignlab.objectives.regression.squared_error"}

@@ -42,6 +42,7 @@ def member_scores(chain: Chain, run: Run, groups) -> torch.Tensor:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
 @pytest.mark.parametrize("combine", ["mean", "min", "uwo"])
 def test_the_training_reward_is_the_ensembles(
@@ -86,6 +87,7 @@ def test_an_evaluation_reads_the_ensemble_as_its_proxy(chain: Chain, second: Run
     assert mean != low
 
 
+@pytest.mark.slow
 def test_what_is_watched_is_logged_and_trains_nothing(chain: Chain) -> None:
     stage, runs = chain.online("grpo")
     watching, _ = chain.online("grpo", monitor=WATCH)

@@ -293,6 +293,7 @@ BUGS = {
 }  # fmt: skip
 
 
+@pytest.mark.scale
 @pytest.mark.conformance(
     "equivalence",
     "every method, annotation, evaluation",

@@ -51,6 +51,7 @@ def moved(chain: Chain) -> Run:
     return chain.lab.run(stage, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["chain", "lora_chain"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
 def test_the_kl_of_a_model_to_itself_is_exactly_zero(
@@ -144,6 +145,7 @@ def test_means_are_those_of_the_rows(chain: Chain, moved: Run) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["rows", "end"])
 def test_an_interrupted_evaluation_writes_nothing_twice(
     chain: Chain, monkeypatch: pytest.MonkeyPatch, place: str

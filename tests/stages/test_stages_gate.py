@@ -57,6 +57,7 @@ def test_limits_stop_a_stage(chain: Chain, tmp_path: Path) -> None:
                 chain.lab.run(stage, inputs)
 
 
+@pytest.mark.slow
 @catches(
     "alignlab.stages.online",
     'held_out = {name: data.load(name) for name in ("validation", "test")}',
@@ -74,6 +75,7 @@ def test_online_methods_do_not_sample_from_held_out_prompts(
     chain.lab.run(chain.lab.stage(name, iterations=1, **data(tmp_path, ROWS)), inputs)
 
 
+@pytest.mark.slow
 def test_what_the_gate_lets_pass_is_no_part_of_a_result(tmp_path: Path) -> None:
     keys = []
     for more in ([], ["gate.repeated_row.error=0.1", "gate.length_outlier=null"]):
@@ -82,6 +84,7 @@ def test_what_the_gate_lets_pass_is_no_part_of_a_result(tmp_path: Path) -> None:
     assert keys[0] == keys[1]
 
 
+@pytest.mark.slow
 def test_what_was_done_to_the_rows_is_in_the_record(chain: Chain, tmp_path: Path) -> None:
     files = data(tmp_path, [*ROWS, *ROWS])  # every row twice
     stated = [f"data.source.{name.removeprefix('data__')}={path}" for name, path in files.items()]

@@ -175,6 +175,7 @@ class NaiveGRPO:
             self.update(order[index :: self.stage.updates])
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form",
     "GRPO, Dr.GRPO, DAPO, RLOO, GSPO, CISPO, REINFORCE++",
@@ -220,6 +221,7 @@ def test_the_three_normalisers_are_three_losses(chain: Chain) -> None:
         assert largest_difference(runs[i], runs[j]) > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence", "GRPO", "leaving out groups of equal rewards changes no weight (1e-6)"
 )

@@ -26,6 +26,7 @@ def stage_of(chain: Chain, kind: str, **changes: Any) -> tuple[Any, dict[str, An
     return chain.online(kind, iterations=2, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reward", "ppo", "grpo", "online_dpo"])
 def test_a_start_holds_what_is_trained_from_it(kind: str, chain: Chain) -> None:
     """α so large that nothing moves: the change of the weights is that of one first step."""
@@ -45,6 +46,7 @@ def test_a_start_holds_what_is_trained_from_it(kind: str, chain: Chain) -> None:
     assert held < 0.7 * free
 
 
+@pytest.mark.slow
 @pytest.mark.conformance("law", "L2-SP", "of PPO the policy is held, and the value model is not")
 def test_the_penalty_is_half_the_squared_change_of_the_policy(chain: Chain) -> None:
     given = anchor(chain.lab, "l2sp", weight=0.3)
@@ -69,6 +71,7 @@ def test_a_fresh_scalar_head_weighs_nothing_for_old_data(chain: Chain, caught: C
     assert max(float(f.max()) for f in weighed.values()) > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ppo", "grpo"])
 def test_with_adapters_and_small_micro_batches(kind: str, lora_chain: Chain) -> None:
     given = anchor(lora_chain.lab, "ewc", rows=4, weight=100.0)

@@ -107,6 +107,7 @@ def test_a_signal_in_the_middle_changes_no_bit(
     assert not run.state_dir.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo", "grpo", "evaluate"])
 def test_a_rollout_goes_on_at_the_same_token(
     chain: Chain, name: str, monkeypatch: pytest.MonkeyPatch
@@ -136,6 +137,7 @@ def test_a_rollout_goes_on_at_the_same_token(
         assert content(run) == content(whole)
 
 
+@pytest.mark.slow
 def test_a_rollout_that_is_too_large_to_keep_is_drawn_again(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +151,7 @@ def test_a_rollout_that_is_too_large_to_keep_is_drawn_again(
     assert content(run) == content(whole)
 
 
+@pytest.mark.slow
 def test_a_rollout_of_another_iteration_is_not_taken(chain: Chain) -> None:
     """What lies in the file is known by prompts and seeds."""
     stage, inputs = method(chain, "ppo")

@@ -39,6 +39,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab.make(tmp_path_factory.mktemp("judged"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [*STAGES])
 def test_what_a_judge_is_beside_its_fields_is_in_the_key(
     where: str, lab: Lab, monkeypatch: pytest.MonkeyPatch

@@ -35,6 +35,7 @@ def base_weights(caught: Caught) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "LoRA: DPO, KTO, PPO, GRPO",
@@ -58,6 +59,7 @@ def test_the_base_stays_as_it_was(lora_chain: Chain, caught: Caught, name: str) 
     assert run.record["params_trained"] < run.record["params_total"] / 4
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "LoRA: DPO",
@@ -92,6 +94,7 @@ def test_the_first_loss_says_that_policy_and_reference_are_the_sft_adapter(
     assert abs(one - two) > 0.1
 
 
+@pytest.mark.slow
 def test_ppo_with_four_views_on_one_base(lora_chain: Chain, caught: Caught) -> None:
     stage, inputs = lora_chain.online("ppo", ppo_epochs=2)
     run = lora_chain.lab.run(stage, inputs)
@@ -113,6 +116,7 @@ def test_ppo_with_four_views_on_one_base(lora_chain: Chain, caught: Caught) -> N
     assert float((moved - scores).abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "LoRA: DPO",

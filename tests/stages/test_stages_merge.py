@@ -99,6 +99,7 @@ def test_ties_cuts_by_the_whole_model(chain: Chain) -> None:
     assert min(shares.values()) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_makes_a_model_that_is_evaluated(
     rule: str, chain: Chain, two: dict[str, Run]
@@ -131,6 +132,7 @@ def test_a_merged_model_goes_on_being_trained(chain: Chain, two: dict[str, Run])
     chain.lab.run(stage, {**inputs, "init": made, "reference": made})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_adapters_are_merged_as_the_models_they_stand_for(
     rule: str, lora_chain: Chain, two_adapters: dict[str, Run]
@@ -278,6 +280,7 @@ def test_a_reward_model_is_refused(chain: Chain) -> None:
         chain.lab.run(merge("linear", [*inputs]), inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["linear", "ties"])
 def test_what_a_selective_training_changed_is_merged(
     rule: str, tmp_path: Path, chain: Chain
@@ -297,6 +300,7 @@ def test_what_a_selective_training_changed_is_merged(
     assert lab.run(lab.stage("evaluate_sft"), roles).summary()["kl"] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adapter", "message"), [("dora", "DoRA"), ("ia3", "IA3"), ("prompt", "virtual tokens")]
 )

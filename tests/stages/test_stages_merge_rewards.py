@@ -87,6 +87,7 @@ def test_a_model_merged_with_itself_scores_as_it_does(chain: Chain) -> None:
     assert max(map(abs, scores[0])) > 0.1
 
 
+@pytest.mark.slow
 def test_policies_train_on_what_was_merged_of_adapters(lora_chain: Chain) -> None:
     lab = lora_chain.lab
     members = {"model": member(lora_chain, 3), "model/1": member(lora_chain, 4)}
@@ -120,6 +121,7 @@ def test_changes_of_heads_count_from_the_head_that_all_began_with(
     merge([*two]).accept({"model": reward, "model/1": reward})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_merge_by_fisher_information(kind: str, chain: Chain, lora_chain: Chain) -> None:
     """What matters to one model alone comes from it; each model's information is its own."""

@@ -80,6 +80,7 @@ def test_the_moves_are_the_mixture(chain: Chain, monkeypatch: pytest.MonkeyPatch
     assert seen[1][1] != seen[1][3]
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "TR-DPO",

@@ -97,6 +97,7 @@ class NaiveOnlineDPO:
             self.update(order[index :: self.stage.updates])
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form",
     "online DPO",
@@ -146,6 +147,7 @@ def test_ties_teach_nothing(chain: Chain) -> None:
     assert run.summary()["tie_share"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kto", "simpo", "bco"])
 def test_other_objectives_go_online(chain: Chain, earlier: Run, name: str) -> None:
     """Thumbs with a statistic of the step, and pairs without a reference."""

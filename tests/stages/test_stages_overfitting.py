@@ -29,6 +29,7 @@ def sft(lab: Lab, **changes):
     return lab.run(lab.stage("sft", **changes), {})
 
 
+@pytest.mark.slow
 def test_noise_is_in_training_alone_and_the_same_however_rows_are_packed(lab: Lab) -> None:
     plain, noisy = sft(lab, **STILL), sft(lab, **STILL, **NOISY)
     assert noisy.summary() == plain.summary()  # evaluation: no noise

@@ -20,6 +20,7 @@ def annotated(chain, tmp_path_factory):
     return lab.run(lab.stage("annotate"), {"policy": chain.sft})
 
 
+@pytest.mark.slow
 def test_votes_and_agreement_are_in_the_annotations(annotated):
     lines = (annotated.path / FILE).read_text(encoding="utf-8").splitlines()
     metas = [json.loads(line)["meta"] for line in lines]

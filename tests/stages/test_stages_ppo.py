@@ -138,6 +138,7 @@ class NaivePPO:
                 self.update(order[index :: stage.minibatches], step)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form",
     "PPO and PPO-ptx",
@@ -187,6 +188,7 @@ def test_an_iteration_equals_one_written_out_in_loops(
     assert ("ptx_nll" in last) == (ptx > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence", "PPO", "the ratio is 1 at the first update, at any sampling temperature, to 1e-4"
 )
@@ -211,6 +213,7 @@ def test_the_ratio_is_one_before_the_first_update(
     assert float((seen[1] - 1).abs().max()) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form", "PPO", "the adaptive KL coefficient of a stage run, by hand from its logged KLs"
 )
@@ -282,6 +285,7 @@ def test_more_minibatches_than_rollouts_are_refused(chain: Chain) -> None:
         chain.online("ppo", minibatches=9)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance("equivalence", "PPO", "any token budget: the same weights to 1e-5")
 def test_micro_batches_do_not_change_the_weights(chain: Chain) -> None:
     stage, inputs = chain.online("ppo", ppo_epochs=2)

@@ -39,6 +39,7 @@ def plain_sums(folder: Any, groups: Any, cache: Any) -> torch.Tensor:
     return torch.stack(sums)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "every objective of conf/objective",
@@ -57,6 +58,7 @@ def test_every_objective_trains_alike_in_any_micro_batching(chain: Chain, name: 
     assert large.summary().keys() >= {"accuracy", "margin"}
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "DPO, KTO, SimPO",
@@ -108,6 +110,7 @@ def test_the_reference_is_the_sft_run_and_is_recorded(chain: Chain, caught: Caug
     assert torch.allclose(reference.sums(pairs).double(), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["chain", "lora_chain"])
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
 def test_no_wrong_reference_after_an_in_memory_hand_off(
@@ -155,6 +158,7 @@ def test_reference_logps_are_computed_once_for_all_learning_rates(
     assert largest_difference(weights(first), weights(second)) > 1e-4
 
 
+@pytest.mark.slow
 def test_other_tokens_or_another_reference_miss_the_cache(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +213,7 @@ def kto_terms(chain: Chain, policy: Run, before: Run) -> tuple[Terms, Any]:
     return Terms(kto, declaration(kto), reference), backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moved_by", ["sft", "dpo"])
 def test_the_kl_point_of_kto_by_hand(chain: Chain, moved_by: str) -> None:
     if moved_by == "sft":  # likelier completions: a positive mean

@@ -8,6 +8,7 @@ from stage_lab import Caught, Chain
 from alignlab.spec import build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
 @pytest.mark.parametrize("share", [0.0, 0.4])
 def test_online_methods_sample_from_unlabeled_prompts(

@@ -21,6 +21,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("averaged", [False, True])
 @pytest.mark.parametrize("stopping", [None, STOPPING], ids=["last", "best"])
 def test_what_is_kept_has_the_ranks_that_were_dealt_out(

@@ -90,6 +90,7 @@ def timeless(run: Run) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in clock} for row in run.metrics()]
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "SFT, reward model, DPO, KTO, PPO, GRPO",
@@ -114,6 +115,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         assert run.record.get(field) == whole.record.get(field), field
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence", "PPO, GRPO", "stopped after each of five steps in turn: bit for bit the same"
 )
@@ -161,6 +163,7 @@ def test_every_other_method_goes_on_too(
     assert run.record == whole.record
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence", "LoRA with dropout: DPO, PPO", "stopped and continued: the same masks and bits"
 )
@@ -236,7 +239,7 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, errors.decode()[-2000:]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.conformance(
     "equivalence",
     "alignlab run pipeline=instructgpt",

@@ -44,6 +44,7 @@ def judged(chain) -> Run:
     return chain.lab.run(stage(reward=reward), {"annotations": chain.annotations})
 
 
+@pytest.mark.slow
 def test_scores_have_the_unit_of_the_annotations(chain, judged) -> None:
     groups = list(texts_of(chain.annotations, "train"))
     raw = np.array([text.endswith("aa") for group in groups for text in group.completions], float)

@@ -50,6 +50,7 @@ def test_the_loss_is_the_squared_error_of_the_scores_by_hand(chain: Chain) -> No
     assert run.metrics("train")[0]["loss"] == pytest.approx(sum(means) / 5, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "reward model (regression)",
@@ -61,6 +62,7 @@ def test_micro_batching_changes_no_weight(chain: Chain) -> None:
     assert largest_difference(weights(small), weights(large)) < 1e-6
 
 
+@pytest.mark.slow
 def test_it_learns_the_scale_of_the_scores(chain: Chain) -> None:
     # the scores of the data are 0, 1 and 2: their mean square about the mean is 2/3
     stage, inputs = learning(chain, ERROR, steps=40)
@@ -178,6 +180,7 @@ def test_pairs_are_not_shuffled_where_there_are_none(chain: Chain) -> None:
         replace(stage, pairs="shuffled")
 
 
+@pytest.mark.slow
 def test_the_yaml_leaves_the_scores_their_scale() -> None:
     stages = compose(["pipeline=instructgpt", "stage@stages.reward=reward_regression"])["stages"]
     assert stages["reward"]["objective"] == ERROR

@@ -91,6 +91,7 @@ def test_only_completion_tokens_get_a_gradient(chain: Chain, caught: Caught) -> 
     assert micro.data.count == tokens
 
 
+@pytest.mark.slow
 def test_eos_is_learned(chain: Chain) -> None:
     """After a demonstration the trained model ends, and the untrained one does not."""
     run = chain.lab.run(chain.lab.stage("sft", steps=60, batch=16), {})

@@ -53,6 +53,7 @@ def sft(lab: Lab) -> Any:
     return lab.run(lab.stage("sft", batch=5, steps=1), {})
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_the_answers_alone(lab: Lab, sft: Any) -> None:
     stage = lab.stage("sft", batch=5, steps=1)
     base = resolve("random:tiny", lab.store.cache)
@@ -137,6 +138,7 @@ def test_a_change_between_stages_is_refused_before_anything_runs(
         Plan.from_configs([{"stages": stages}], lab.store)
 
 
+@pytest.mark.slow
 def test_a_template_is_part_of_every_key(tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     data = conversations(tmp_path / "chats.jsonl")

@@ -199,7 +199,7 @@ def test_a_stage_that_was_stopped_in_a_rollout_goes_on(
     assert weight_hashes(chain.lab.run(stage, inputs, run)) == weight_hashes(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.scale
 def test_two_processes_send_once_and_sample_each_their_share(
     lora_chain: Chain, tmp_path: Path
 ) -> None:

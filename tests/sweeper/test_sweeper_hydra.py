@@ -55,6 +55,7 @@ SWEEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", SWEEPS, ids=" ".join)
 def test_jobs_are_those_of_hydra(overrides: list[str]) -> None:
     ours, theirs = expand(overrides, multirun=True), hydras(overrides)
@@ -62,6 +63,7 @@ def test_jobs_are_those_of_hydra(overrides: list[str]) -> None:
     assert ours == [[line.replace("~search=null", "~search") for line in job] for job in theirs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "values"),
     [
@@ -82,6 +84,7 @@ def test_a_shuffled_list_is_one_list_for_all_jobs() -> None:
     assert sorted(jobs[0][0]) == sorted("+stages.x=[1,2,3,4,5,6,7,8]")
 
 
+@pytest.mark.slow
 def test_what_is_swept_arrives_in_the_configuration() -> None:
     swept = ["objective=dpo,ipo", "stages.preference.batch=range(4,9,4)", "~search", "+grid.x=[1]"]
     configs = compose_all(expand(["experiment=smoke", *swept], multirun=True))
@@ -90,6 +93,7 @@ def test_what_is_swept_arrives_in_the_configuration() -> None:
     assert all(c["search"] is None and c["grid"] == {"x": [1]} for c in configs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "parts"),
     [

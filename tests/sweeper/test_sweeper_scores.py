@@ -32,6 +32,7 @@ def test_an_evaluation_of_test_prompts_is_made_again_on_validation_prompts() -> 
     assert own["inputs"] == twin["inputs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "split", "extra"),
     [
@@ -47,6 +48,7 @@ def test_otherwise_the_stage_itself_is_read(objective: str, split: str, extra: l
     assert scored(config, settings)["stages"] == config["stages"]
 
 
+@pytest.mark.slow
 def test_what_the_search_has_scored_is_not_scored_again(tmp_path: Path) -> None:
     # The same setting, validated by `search` and by the sweeper, is one run.
     from alignlab.plan import Plan
@@ -60,7 +62,7 @@ def test_what_the_search_has_scored_is_not_scored_again(tmp_path: Path) -> None:
     assert twin in searched.nodes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_real_sweep_and_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ def space(*overrides: str) -> Any:
     return space_of(sweep([*ASKED, *overrides]).overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
@@ -56,6 +57,7 @@ def test_what_is_swept_becomes_a_distribution(override: str, expected: Any) -> N
     assert found.fixed == ("report=False",)  # as Hydra writes it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "part"),
     [
@@ -110,6 +112,7 @@ def test_settings_and_objectives() -> None:
     assert [o.direction for o in two.objectives] == ["maximize", "minimize"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "part"),
     [
@@ -148,6 +151,7 @@ def test_every_field_is_in_the_file_and_has_a_comment() -> None:
         assert all("#" in line or line.startswith(("defaults", "_target_")) for line in body), file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", sorted(p.stem for p in (conf_dir() / "hydra/sweeper/sampler").glob("*.yaml"))
 )

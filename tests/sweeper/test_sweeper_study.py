@@ -35,6 +35,7 @@ def trials(store: Path) -> list[dict[str, Any]]:
     return content
 
 
+@pytest.mark.slow
 def test_trials_are_run_and_their_best_one_is_told(
     toys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +59,7 @@ def test_trials_are_run_and_their_best_one_is_told(
     assert len(study["stages"]) == 6
 
 
+@pytest.mark.slow
 def test_the_same_command_adds_nothing_and_a_longer_one_what_is_missing(toys: Path) -> None:
     assert run("hydra.sweeper.n_trials=2") == 0
     first = trials(toys)
@@ -70,6 +72,7 @@ def test_the_same_command_adds_nothing_and_a_longer_one_what_is_missing(toys: Pa
     assert len(json.loads((toys / "studies/s/study.json").read_text())["jobs"]) == 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
 def test_an_interrupted_sweep_goes_on_as_if_undisturbed(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str,
@@ -93,6 +96,7 @@ def test_an_interrupted_sweep_goes_on_as_if_undisturbed(
     assert len(sweep_toys.MADE) == len(set(sweep_toys.MADE)) == 8
 
 
+@pytest.mark.long
 def test_failed_and_diverged_trials_are_told_apart_and_counted(
     toys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +135,7 @@ def journal(store: Path) -> Any:
     return JournalStorage(JournalFileBackend(str(store / "studies/s/optuna.journal")))
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_trials_fail_stops(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("hydra.sweeper.n_trials=20", "stages.base.word=fails") == 1
     assert [row["state"] for row in trials(toys)] == ["failed", "failed"]
@@ -138,6 +143,7 @@ def test_a_sweep_whose_trials_fail_stops(toys: Path, capsys: pytest.CaptureFixtu
     assert "2 of 2 trials of a batch failed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -158,6 +164,7 @@ def test_mistakes_are_refused_before_a_trial_is_made(
     assert not (toys / "studies/s/optuna.journal").exists()
 
 
+@pytest.mark.slow
 def test_a_metric_that_nobody_reports_is_named(
     toys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +174,7 @@ def test_a_metric_that_nobody_reports_is_named(
     assert "Did you mean 'loss'?" in message
 
 
+@pytest.mark.slow
 def test_numbers_of_the_record_can_be_optimised(toys: Path) -> None:
     words = ["hydra.sweeper.objective=[bowl/loss,bowl/seconds]",
              "hydra.sweeper.direction=[minimize,minimize]"]  # fmt: skip
@@ -174,6 +182,7 @@ def test_numbers_of_the_record_can_be_optimised(toys: Path) -> None:
     assert all(row["values"][1] >= 0 for row in trials(toys))
 
 
+@pytest.mark.slow
 def test_several_objectives_have_a_front(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["hydra.sweeper.objective=[bowl/loss,bowl/x]",
              "hydra.sweeper.direction=[minimize,minimize]"]  # fmt: skip
@@ -195,6 +204,7 @@ def test_several_objectives_have_a_front(toys: Path, capsys: pytest.CaptureFixtu
     )
 
 
+@pytest.mark.slow
 def test_a_trial_may_be_a_mean_over_seeds(toys: Path) -> None:
     assert run("hydra.sweeper.seeds=[0,2]", "hydra.sweeper.n_trials=2") == 0
     for row in trials(toys):  # the mean of seed / 100 over 0 and 2 is 0.01
@@ -203,6 +213,7 @@ def test_a_trial_may_be_a_mean_over_seeds(toys: Path) -> None:
     assert len(json.loads((toys / "studies/s/study.json").read_text())["jobs"]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trials.db", "elsewhere/trials.journal"])
 def test_trials_may_be_stored_elsewhere(toys: Path, tmp_path: Path, name: str) -> None:
     place = tmp_path / name
@@ -214,6 +225,7 @@ def test_trials_may_be_stored_elsewhere(toys: Path, tmp_path: Path, name: str) -
     assert len(trials(toys)) == 3
 
 
+@pytest.mark.slow
 def test_trials_of_another_question_do_not_mix(
     toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +235,7 @@ def test_trials_of_another_question_do_not_mix(
     assert "with another overrides" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_files_of_an_experiment_may_ask_for_a_sweep(toys: Path) -> None:
     assert main(["run", "-m", "experiment=tuned", "study=s"]) == 0
     assert len(trials(toys)) == 3
@@ -240,6 +253,7 @@ def test_a_plan_shows_the_first_batch_and_stores_nothing(
     assert not toys.exists() or not list(toys.rglob("*.journal"))
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_live_command_is_left_to_it(toys: Path) -> None:
     assert run("hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1") == 0
     study = optuna.load_study(study_name="s", storage=journal(toys))
@@ -256,6 +270,7 @@ def test_a_trial_of_a_live_command_is_left_to_it(toys: Path) -> None:
     assert [row["state"] for row in trials(toys)] == ["done"] * 3
 
 
+@pytest.mark.slow
 def test_records_name_every_trial_for_later_commands(toys: Path) -> None:
     assert run("hydra.sweeper.n_trials=3") == 0
     record = json.loads((toys / "studies/s/record.json").read_text())

@@ -69,6 +69,7 @@ def test_parts_marks_and_inline_images_are_the_same(tmp_path: Path, llava: Path)
         assert np.array_equal(np.asarray(opened(image)), pixels)
 
 
+@pytest.mark.slow
 def test_parquet_with_image_features_and_pairs(tmp_path: Path, llava: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -91,6 +92,7 @@ def test_parquet_with_image_features_and_pairs(tmp_path: Path, llava: Path) -> N
         source(tmp_path / "rows.parquet", **settings).load("sft")
 
 
+@pytest.mark.slow
 def test_tiles_count_as_the_processor_counts_them(tmp_path: Path, models: Any) -> None:
     names = save_pictures(tmp_path, [(90, 60), (20, 28)])
     [group] = read(tmp_path, {"images": names, "messages": asked("<image>, <image>?")})
@@ -115,6 +117,7 @@ def test_several_turns_keep_their_masks(tmp_path: Path, llava: Path) -> None:
     assert said.replace("<|eos|>", "|") == "A dog.|Sure.|"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "said"),
     [
@@ -176,6 +179,7 @@ def test_pictures_tell_rows_apart(tmp_path: Path, llava: Path) -> None:
     assert one != other
 
 
+@pytest.mark.slow
 def test_a_changed_picture_is_another_data_set(tmp_path: Path) -> None:
     names = save_pictures(tmp_path, [(40, 30)])
     path = write_rows(
@@ -187,6 +191,7 @@ def test_a_changed_picture_is_another_data_set(tmp_path: Path) -> None:
     assert before != source(path, images=".").fingerprint()
 
 
+@pytest.mark.slow
 def test_texts_alone_refuse_images_and_image_tokens(tmp_path: Path, llava: Path) -> None:
     [name] = save_pictures(tmp_path, [(40, 30)])
     [group] = read(tmp_path, {"images": [name], "messages": asked("<image>What?")})
@@ -198,6 +203,7 @@ def test_texts_alone_refuse_images_and_image_tokens(tmp_path: Path, llava: Path)
         tokenization(llava).groups([text])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

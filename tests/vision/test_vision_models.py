@@ -87,6 +87,7 @@ def rendered(group: PromptGroup) -> str:
     return f"<|bos|>user: {said}<|eos|>assistant: "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_flat_padded_and_transformers_agree(
     kind: str, models: dict[str, Path], tmp_path: Path
@@ -136,6 +137,7 @@ def trained(backbone: Backbone, batch: Any) -> dict[str, bool]:
     return {name: bool(p.grad is not None and p.grad.any()) for name, p in named.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [None, 2], ids=["full", "lora"])
 @pytest.mark.parametrize("vision", [None, "connector", "all"])
 def test_gradients_reach_only_what_is_trained(
@@ -171,6 +173,7 @@ def test_gradients_reach_only_what_is_trained(
     assert (total, count) == parameter_counts(backbone.config, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [None, 2], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_and_texts_give_gradients_of_the_same_weights(

@@ -81,6 +81,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return {k: v for file in files for k, v in load_file(file).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["adapter=lora", "adapter=full"])
 def test_sft_then_dpo(adapter: str, llava: Path, tmp_path: Path) -> None:
     lab = Lab.make(tmp_path, llava, adapter)
@@ -101,6 +102,7 @@ def test_sft_then_dpo(adapter: str, llava: Path, tmp_path: Path) -> None:
     assert scored.record["summary"]
 
 
+@pytest.mark.slow
 def test_first_losses_are_those_of_transformers(llava: Path, tmp_path: Path) -> None:
     """At the start DPO's loss is log 2, and SFT's is the mean of the model's own negative logp."""
     from PIL import Image
@@ -137,6 +139,7 @@ def test_first_losses_are_those_of_transformers(llava: Path, tmp_path: Path) -> 
     assert run.record["summary"]["validation_nll"] == pytest.approx(total / targets, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_resumed_is_straight(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from alignlab import interruption
 
