@@ -200,7 +200,7 @@ class _Together:
         out = nn.functional.linear(flat, self.weight, self.bias)
         if self.up is not None:
             total = self.ends[-1]
-            out = torch.addmm(out[:, :total], out[:, total:], self.up)
+            out = out[:, :total].addmm_(out[:, total:], self.up)
         return out.view(*x.shape[:-1], out.shape[-1])
 
 
