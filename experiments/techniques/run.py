@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CHOSEN_ON, REPORTED_ON = 0, (1, 2)  # training seeds
 CHOOSING = ["stages.evaluate.split=validation"]  # the test prompts are for what is reported
+KL_COMPARED = 5.0  # nats: where techniques are compared at equal drift, between their rates
 KL_BUDGET = 10.0  # nats: a policy that has drifted further repeats a few words of praise
 # Four each, a factor of about three apart; soft prompts and (IA)³ multiply them (`adapter.rate`).
 USUAL, LARGE = (3e-4, 1e-3, 3e-3, 1e-2), (1e-3, 3e-3, 1e-2, 3e-2)
@@ -215,22 +218,36 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: means of the seeds, and the values of each behind them."""
     head = "| technique | trained | share | reward model, accuracy | DPO, accuracy | gold | KL |"
     lines = [
-        head + " peak MiB | tokens/s | rates (reward, DPO) |",
-        "|" + "---|" * 10,
+        f"{head} gold at KL {KL_COMPARED:g} | peak MiB | tokens/s | rates (reward, DPO) |",
+        "|" + "---|" * 11,
     ]
     for row in rows:
         if "trained" not in row:
-            lines.append(f"| {row['technique']} | not measured: {row.get('refused')} |" + " |" * 8)
+            lines.append(f"| {row['technique']} | not measured: {row.get('refused')} |" + " |" * 9)
             continue
         cells = [row["technique"], f"{row['trained']:,}", percent(row["share"])]
         cells += [spread(row.get(key), digits) for key, digits in QUALITY.items()]
+        between = gold_at(KL_COMPARED, row.get("tried", {}).values())
         cells += [
+            "–" if between is None else f"{between:.2f}",
             f"{row['peak_mib']:.0f}" if "peak_mib" in row else "–",
             f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "–",
             ", ".join(f"{rate:g}" for rate in row.get("rates", {}).values()) or "–",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def gold_at(kl: float, tried: Iterable[Mapping[str, float]]) -> float | None:
+    """Gold where a policy's KL to the SFT model is ``kl``, on one seed; None beyond its rates.
+
+    Straight lines in √KL between the rates: gold rises with it about evenly (Bai et al. 2022).
+    """
+    points = sorted((math.sqrt(max(0.0, score["kl"])), score["gold"]) for score in tried)
+    for (near, low), (far, high) in pairwise(points):
+        if near < far and near <= math.sqrt(kl) <= far:
+            return low + (high - low) * (math.sqrt(kl) - near) / (far - near)
+    return None
 
 
 def percent(share: float) -> str:
