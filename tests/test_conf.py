@@ -97,6 +97,7 @@ def test_where_a_stage_runs_is_outside_its_key(tmp_path: Path) -> None:
     assert set(one) == set(two)
 
 
+@pytest.mark.slow
 def test_what_a_stage_does_is_in_its_key(tmp_path: Path) -> None:
     one = plan(tmp_path, "experiment=smoke").nodes
     other = plan(tmp_path, "experiment=smoke", "stages.sft.optimizer.learning_rate=0.1").nodes

@@ -37,6 +37,7 @@ def test_no_exception_is_swallowed(path: Path) -> None:
             assert not silent, f"line {node.lineno}"
 
 
+@pytest.mark.slow
 def test_imports_go_down_only() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"],

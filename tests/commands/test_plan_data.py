@@ -39,6 +39,7 @@ def plan(tmp_path):
     return Plan.from_configs([config], Store(tmp_path / "runs"))
 
 
+@pytest.mark.slow
 def test_the_parts_with_what_they_give(plan):
     """3,000 characters are ¾ of 4,000; the short ones give 1,000 of their 2,000."""
     lines = plan_data.mixtures(plan).strip().splitlines()
@@ -48,6 +49,7 @@ def test_the_parts_with_what_they_give(plan):
     assert len(lines) == 3  # stages that read no mixture have no line
 
 
+@pytest.mark.slow
 def test_large_files_are_counted_later(plan, monkeypatch):
     monkeypatch.setattr(plan_data, "MOST_BYTES", 100)
     said = plan_data.mixtures(plan).strip()

@@ -85,6 +85,7 @@ def test_finished_runs_are_read_once(
     assert lab.record() == first
 
 
+@pytest.mark.slow
 def test_a_copy_lies_beside_the_page(tmp_path: Path, data: Path) -> None:
     lab = StudyLab(tmp_path, data)
     (lab.folder / "report").mkdir(parents=True)

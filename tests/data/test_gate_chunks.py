@@ -129,6 +129,7 @@ def test_a_gate_goes_on_after_pickling(plain_tokenizer):
     assert again.findings() == gate.findings()
 
 
+@pytest.mark.slow
 def test_memory_is_hashes_and_counters(plain_tokenizer):
     """2,000 pairs of 400 tokens: what is kept of a row is far smaller than the row."""
     rows = [pair(f"{i} film\n", f" good {i}" * 40, f" bad {i}" * 40) for i in range(2000)]

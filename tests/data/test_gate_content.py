@@ -145,6 +145,7 @@ def test_half_characters_are_an_error(plain_tokenizer):
     assert by_code(gate.findings())["invalid_unicode"] == ("error", (0,))
 
 
+@pytest.mark.slow
 @catches("alignlab.data.gate.character_checks", "(asked != said)", "(asked == said)")
 @catches("alignlab.data.gate.character_checks", "name != common and", "name == common and")
 def test_scripts_that_stand_out(plain_tokenizer):

@@ -196,6 +196,7 @@ prepare_groups(rows(), Tokenization(tokenizer, None, None), Path({cache!r}), nee
 """
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_a_killed_process_loses_only_the_shard_in_work(plain_tokenizer, tmp_path, small_shards):
     from pathlib import Path
@@ -209,6 +210,7 @@ def test_a_killed_process_loses_only_the_shard_in_work(plain_tokenizer, tmp_path
     assert all(map(same, prepared, tokenization.groups(pairs(200))))
 
 
+@pytest.mark.slow
 def test_two_at_once_make_the_same(tokenizer_factory, tmp_path, small_shards):
     found: dict[int, list[TokenGroup]] = {}
 

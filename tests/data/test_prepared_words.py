@@ -115,6 +115,7 @@ def test_letters_and_the_signs_behind_them_are_asked_of_the_model(family, given_
     assert {f" {w.rstrip(word_ids._SIGNS)}" for w in given_words} <= set(words._known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -70,6 +70,7 @@ def test_held_out_splits_stay_and_win(tmp_path):
     assert held_out & hidden
 
 
+@pytest.mark.slow
 def test_a_named_held_out_split_is_changed_and_test_wins_over_validation(pairs):
     splits = "data.steps.exact.splits=[sft,validation,test]"
     data = refined(pairs, "data.order=[exact]", splits)
@@ -114,6 +115,7 @@ def test_the_fingerprint_is_of_the_source_and_the_applied_steps_in_order(pairs):
     assert resting.fingerprint() == base  # a step that is not applied changes nothing
 
 
+@pytest.mark.slow
 def test_a_second_step_of_a_kind_by_name(pairs):
     data = refined(
         pairs,

@@ -77,6 +77,7 @@ def test_best_of_n_become_demonstrations(finished, tmp_path):
     assert two[0].meta["place"] == "annotate-abc123, line 1"
 
 
+@pytest.mark.slow
 def test_rejection_by_a_field_and_a_bound(finished, tmp_path):
     bound = ("data.field=gold", "data.least=0.5", "data.keep=9")
     groups = from_run(finished, tmp_path, *bound).load("sft")
@@ -105,6 +106,7 @@ def test_the_fingerprint_is_of_the_annotations(finished, tmp_path):
     assert from_run(finished, tmp_path).fingerprint() != base
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_there_or_not_done_is_refused(finished, tmp_path):
     with pytest.raises(DataError, match="Did you mean 'annotate-abc123'"):
         from_run(finished, tmp_path, "data.run=annotate-abc124").fingerprint()

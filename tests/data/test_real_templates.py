@@ -138,6 +138,7 @@ def test_a_training_version_finds_what_it_was_made_for(tokenizer):
         assert counted(tokenizer, TWO) is not None
 
 
+@pytest.mark.slow
 def test_calls_are_counted_or_refused_and_never_lost(tokenizer):
     found = counted(tokenizer, USING, tools=(TOOL,))
     if found is None:

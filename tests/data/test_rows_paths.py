@@ -272,6 +272,7 @@ def test_values_of_tables_become_plain(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_rows_over_many_pieces_of_reading(tmp_path):
     """Arrays, wrapped arrays and lines that are longer than what is read at a time (1 MiB)."""
     rows = [{"prompt": f"{i} é " + "x" * (i % 7) * 100_000, "n": i} for i in range(30)]

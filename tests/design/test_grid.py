@@ -206,6 +206,7 @@ def test_values_that_would_look_the_same_are_numbered() -> None:
     assert spelled_apart([0.1, 0.10000001, 0.2]) == ["0.1-1", "0.1-2", "0.2"]
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_it(tmp_path: Path) -> None:
     config = compose(
         [

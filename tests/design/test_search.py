@@ -284,6 +284,7 @@ def test_the_planned_estimates_are_what_a_budget_counts(tmp_path: Path) -> None:
     assert counts == [int(2 * costs["ppo"] // costs["dpo"]), 2]
 
 
+@pytest.mark.slow
 def test_what_the_grid_sets_is_not_searched() -> None:
     composed = config("budget.trials=3", "grid={dpo:{objective.beta:[0.1,1.0]}}")
     stages = expanded(composed, cost)
@@ -306,6 +307,7 @@ def test_a_method_can_be_left_as_it_is_but_only_by_saying_so() -> None:
         expanded(composed, cost)
 
 
+@pytest.mark.slow
 def test_a_space_for_a_stage_comes_before_that_of_its_objective() -> None:
     composed = config()
     stages = dict(composed["stages"])
@@ -357,6 +359,7 @@ def test_mistakes_in_a_search_are_found(path: Any, value: Any, parts: list[str])
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_method_that_nothing_evaluates_cannot_be_searched() -> None:
     composed = config()
     stages = {n: node for n, node in composed["stages"].items() if n != "evaluate_kto"}
@@ -364,6 +367,7 @@ def test_a_method_that_nothing_evaluates_cannot_be_searched() -> None:
         expanded({**composed, "stages": stages}, cost)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_the_default_space_fits_every_shipped_method(tmp_path: Path) -> None:
     from alignlab.compose import conf_dir

@@ -454,6 +454,7 @@ def run_toy(folder: Path, mode: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "the loop",

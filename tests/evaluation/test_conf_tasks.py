@@ -60,6 +60,7 @@ def test_pairs_and_their_stage_compose() -> None:
     assert {f.name for f in fields(stage)} == set(node) - {"_target_"}
 
 
+@pytest.mark.slow
 def test_the_default_tasks_need_nothing_but_the_package() -> None:
     node = compose(BASE)["stages"]["b"]
     assert list(node["tasks"]) == ["perplexity", "generation"]

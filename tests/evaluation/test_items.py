@@ -69,6 +69,7 @@ def test_a_frame_without_its_mark_is_refused(name: str) -> None:
         FewShot(shots=0, split="sft", **fields)
 
 
+@pytest.mark.slow
 def test_all_rows_of_a_file_whatever_it_is_called(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"p{n}"}) + "\n" for n in range(30)))

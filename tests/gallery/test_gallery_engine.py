@@ -85,6 +85,7 @@ def test_loss_normalised_per_micro_batch(chain: Chain, record_property: Any) -> 
     record_property("measured", f"largest difference {difference:.0e}")
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "gradients clipped per micro-batch",
@@ -108,6 +109,7 @@ def test_gradients_clipped_per_micro_batch(chain: Chain) -> None:
     assert cut > 0.1  # so that clipping was at work
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "gradients of all micro-batches but the last are thrown away",
@@ -125,6 +127,7 @@ def test_zero_grad_per_micro_batch(chain: Chain) -> None:
     assert largest_difference(*map(weights, runs)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "gradients are never zeroed",
@@ -188,6 +191,7 @@ def test_first_step_of_a_warm_up(chain: Chain) -> None:
     assert largest_difference(weights(train(chain, steps=1, optimizer__warmup=4)), start(chain)) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "weight decay on norms and biases",
@@ -208,6 +212,7 @@ def test_weight_decay_on_norms(chain: Chain) -> None:
         assert torch.equal(value, decayed[name]) == (value.ndim < 2), name
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "a loss that is not finite goes on silently",
@@ -364,6 +369,7 @@ def test_metrics_as_means_of_means(chain: Chain) -> None:
         assert [r["nll"] for r in cut] == pytest.approx([r["nll"] for r in whole], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "early stopping that keeps the wrong weights",
@@ -454,6 +460,7 @@ def test_data_order_lost_on_resume(chain: Chain, straight: Callable[..., Run]) -
     assert weight_hashes(resumed(chain, stage, {}, 2)) == weight_hashes(straight(chain, stage))
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "optimizer state lost on resume",
@@ -785,6 +792,7 @@ def task_of(chain: Chain, root: Path, steps: int) -> Task:
     return Task.of(node, place)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "two processes train the same run",

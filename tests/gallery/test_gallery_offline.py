@@ -354,6 +354,7 @@ def test_reference_with_dropout_on(lora_chain: Chain, monkeypatch: pytest.Monkey
     assert max(float(values.abs().max()) for values in ratios) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "evaluated against itself",
@@ -395,6 +396,7 @@ def test_objective_ignored(chain: Chain, earlier: Run, plain: Plain) -> None:
     assert found == pytest.approx(by_hand, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "label smoothing dropped",
@@ -583,6 +585,7 @@ def test_kto_kl_with_a_gradient() -> None:
     assert moving.grad is None
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "KTO in blocks of one label",

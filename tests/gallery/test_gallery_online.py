@@ -189,6 +189,7 @@ def group_advantages_by_hand(chain: Chain, caught: Caught) -> tuple[list[float],
 # Normalisers
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "zero-advantage groups leave the normaliser",
@@ -232,6 +233,7 @@ def test_online_normaliser_under_accumulation(chain: Chain) -> None:
         assert largest_difference(*map(weights, runs)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "advantages whitened per micro-batch or per rank",
@@ -529,6 +531,7 @@ def test_a_sampled_eos_without_loss(chain: Chain, caught: Caught) -> None:
         assert (weight > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "KL and entropy summed over what follows EOS",
@@ -561,6 +564,7 @@ def test_kl_and_entropy_summed_over_padding(
     assert row["completion_length"] == tokens / len(kl)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "the sampler runs a policy that is no longer trained",
@@ -602,6 +606,7 @@ def test_kl_clamped_at_zero(chain: Chain, earlier: Run, caught: Caught) -> None:
     assert row["kl"] == pytest.approx(fmean(float(r.sum()) for r in ratios), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "sign of the KL in the reward",
@@ -759,6 +764,7 @@ def test_value_head_read_at_the_wrong_token(chain: Chain, caught: Caught) -> Non
                 assert torch.allclose(values.double(), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "reward read at the wrong token",
@@ -785,6 +791,7 @@ def test_reward_read_at_the_wrong_token(chain: Chain, caught: Caught) -> None:
     assert experience.scores.tolist() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "reward put on the wrong token",
@@ -805,6 +812,7 @@ def test_reward_put_on_the_wrong_token(chain: Chain, caught: Caught) -> None:
         assert paid.tolist() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "the EOS trick on the wrong rows",
@@ -831,6 +839,7 @@ def test_the_eos_trick_on_the_wrong_rows(chain: Chain, caught: Caught) -> None:
         assert float(paid[-1]) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "advantages bootstrap past the end of a completion",
@@ -861,6 +870,7 @@ def test_gae_past_the_end(chain: Chain, caught: Caught) -> None:
         assert found.tolist() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "value clipping around the wrong old value",
@@ -950,6 +960,7 @@ def test_best_of_n_picks_by_gold(chain: Chain, proxies: list[list[float]]) -> No
     assert [row["proxy"] for row in rows] == pytest.approx(best)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "silent bug",
     "evaluation on training prompts",

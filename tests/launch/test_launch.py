@@ -134,12 +134,14 @@ def test_stages_run_side_by_side(lab: Lab) -> None:
     assert max(began for began, _ in spans) < min(ended for _, ended in spans)
 
 
+@pytest.mark.slow
 def test_threads_of_the_configuration_are_kept(lab: Lab) -> None:
     lab.execute(lab.plan({"a": toy(1)}), "local", 1, threads=3)
     [run] = lab.store.runs()
     assert run.record["engine_threads"] == 3
 
 
+@pytest.mark.slow
 def test_what_a_stage_prints_goes_to_its_own_log(lab: Lab) -> None:
     plan = lab.plan({"a": toy(1), "b": toy(2, left="a")})
     lab.execute(plan, "local", 1)

@@ -97,6 +97,7 @@ def test_a_job_that_leaves_no_word(study: Study, state: str, status: str, reason
         assert study.seen()["b"] == ("blocked", "a was cancelled")
 
 
+@pytest.mark.slow
 def test_accounting_knows_what_the_queue_forgot(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +121,7 @@ def test_an_outcome_of_an_earlier_submission_says_nothing(study: Study) -> None:
     assert study.seen()["b"][0] == "queued"
 
 
+@pytest.mark.slow
 def test_status_for_people_and_programs(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     plan = study.submitted()
     study.finish(plan, "a")
@@ -149,6 +151,7 @@ def test_status_for_people_and_programs(study: Study, capsys: pytest.CaptureFixt
     assert stages["any"]["inputs"]["any/1"] == study.runs["b"]
 
 
+@pytest.mark.slow
 def test_a_run_names_its_job_and_its_log(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     plan = study.submitted()
     run = study.store.run("toy", plan.nodes[study.runs["a"]].key)
@@ -161,6 +164,7 @@ def test_a_run_names_its_job_and_its_log(study: Study, capsys: pytest.CaptureFix
     assert str(log) in text
 
 
+@pytest.mark.slow
 def test_status_where_slurm_cannot_be_asked(
     study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +177,7 @@ def test_status_where_slurm_cannot_be_asked(
     assert "1 of 5 stages" in text
 
 
+@pytest.mark.slow
 def test_an_unknown_study_is_refused(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     study.submitted()
     assert main(["status", "t"]) == 2
@@ -261,6 +266,7 @@ def test_a_study_of_this_machine_is_not_cancelled(
     assert f"runs in process {os.getpid()}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_last_job_brings_the_record_up_to_date(study: Study) -> None:
     plan = study.submitted()
     for name in STAGES:

@@ -80,6 +80,7 @@ def test_what_is_done_is_neither_submitted_nor_waited_for(lab: SlurmLab) -> None
     assert len(lab.slurm.calls("sbatch")) == 4 + 3  # a, b and c, d, last; then without a
 
 
+@pytest.mark.slow
 def test_submitting_again_attaches(lab: SlurmLab) -> None:
     plan = lab.plan(DIAMOND)
     lab.execute(plan)
@@ -265,6 +266,7 @@ def test_arrays_are_as_long_as_the_cluster_allows(lab: SlurmLab) -> None:
     assert sizes == [1, 3, 3]
 
 
+@pytest.mark.slow
 def test_a_refusal_of_slurm_is_one_message_and_what_was_taken_stays(lab: SlurmLab) -> None:
     lab.slurm.limit(refuse="--account=nobody")
     plan = lab.plan({"a": toy(1), "b": toy(2, left="a")})
@@ -288,6 +290,7 @@ def test_without_slurm_it_says_so(lab: SlurmLab, monkeypatch: pytest.MonkeyPatch
         lab.execute(lab.plan(DIAMOND))
 
 
+@pytest.mark.slow
 def test_waiting_tells_what_becomes_of_every_stage(lab: SlurmLab) -> None:
     stages = {**DIAMOND, "e": toy(5), "f": toy(6, left="e"), "any": toy(7, any=["d", "f"])}
     plan = lab.plan(stages)

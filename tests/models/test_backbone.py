@@ -31,6 +31,7 @@ def step(backbone, name, batch, rate=0.1) -> None:
                 parameter.grad = None
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "a view, full and LoRA",
@@ -92,6 +93,7 @@ def test_layouts_agree(open_backbone, rank, batch) -> None:
         assert (gradient - other).abs().max() <= 1e-5 * max(1.0, float(other.abs().max())), name
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "a view, full and LoRA",
@@ -301,6 +303,7 @@ def test_an_adapter_is_merged_into_full_parameters(open_backbone, batch, tmp_pat
     step(full, "policy", batch)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "LoRA on a fully trained model",

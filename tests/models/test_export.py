@@ -78,6 +78,7 @@ def test_an_adapter_folder_names_its_base(tmp_path: Path, cache: Path) -> None:
     torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "LoRA",
@@ -92,6 +93,7 @@ def test_merged_in_memory_is_the_same_model(tmp_path: Path, cache: Path, rank: i
     assert tokenizer.eos_token_id is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_reward_model_keeps_its_head(tmp_path: Path, cache: Path, merge: bool) -> None:
     saved(tmp_path / "run", cache, 4, head=True)

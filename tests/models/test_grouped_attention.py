@@ -38,6 +38,7 @@ def by_definition(q, k, v, spans, scale, softcap=None):
     return out[None]
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "attention over the flat batch",

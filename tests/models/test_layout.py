@@ -132,6 +132,7 @@ def windowed(model_type: str) -> Any:
     return pytest.param(model_type, id=model_type, marks=mark)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", [windowed(model_type) for model_type in WINDOWS])
 def test_rows_over_the_window_take_the_padded_layout(
     model_type: str, monkeypatch: pytest.MonkeyPatch

@@ -91,6 +91,7 @@ def test_made_once_among_many_and_whole_or_not_at_all(tmp_path) -> None:
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["load", "memory"])
 def test_configuration_imports_no_torch(module) -> None:
     code = f"import sys, alignlab.models.{module}; print('torch' in sys.modules)"

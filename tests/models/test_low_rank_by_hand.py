@@ -355,6 +355,7 @@ def engine() -> Engine:
     return typed.build(Engine, {**compose(["experiment=smoke"])["engine"], "device": "cpu"})
 
 
+@pytest.mark.slow
 def test_adapters_on_one_base_are_served_by_name(cache: Path, tmp_path: Path, batch: Any) -> None:
     ids = torch.tensor([[5, 17, 42, 7]])
     expected, folders = {}, {}

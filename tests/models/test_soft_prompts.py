@@ -69,6 +69,7 @@ def test_exactly_what_it_says_changes(tried: Tried) -> None:
     tried.check_changes(TRAINS[adapter.mode], *METHODS)
 
 
+@pytest.mark.slow
 def test_peft_computes_the_same_from_the_folder(tried: Tried) -> None:
     run = tried.chain.sft
     batch = make_batch()
@@ -98,6 +99,7 @@ def test_a_cut_off_training_ends_in_the_same_bytes(tried: Tried) -> None:
     tried.check_resumes()
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "soft prompts",
@@ -119,6 +121,7 @@ def test_layouts_agree(technique, opened, batch) -> None:
         assert (gradient - other).abs().max() <= 1e-5 * max(1.0, float(other.abs().max())), name
 
 
+@pytest.mark.slow
 def test_a_fresh_frozen_view_is_the_base(technique, opened, batch) -> None:
     backbone = opened(technique)
     backbone.add("reference", source=None, trainable=False)

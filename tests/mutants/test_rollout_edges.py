@@ -41,6 +41,7 @@ def test_the_draw_is_the_inverse_of_a_float64_distribution_function():
         assert ids.tolist() == wanted.tolist()
 
 
+@pytest.mark.slow
 def test_a_wide_vocabulary_is_drawn_from_to_the_rounding_of_its_probabilities():
     probs = WIDE[:1].softmax(-1)  # blocks of tokens are summed in float32
     cdf = np.cumsum(probs[0].double().numpy())

@@ -438,6 +438,7 @@ def cpo_trainer(tmp_path, trained, **config):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -196,6 +196,7 @@ def test_reward_models_of_the_study(analysis: Analysis, tmp_path: Path) -> None:
     assert near == {m.task for m in models if not m.accuracy.low > 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_reward_model_that_likes_length_is_named(study: FakeStore, tmp_path: Path) -> None:
     root = tmp_path

@@ -172,6 +172,7 @@ def test_missing_verdicts_and_lengths_that_never_meet_are_doubted(tmp_path):
     assert "longer than its opponent" in found["lengths do not overlap"].text
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_over_seeds_and_prompts():
     """Three seeds of their own quality on shared prompts; the mean rate at equal length."""
     hits, runs = 0, 80

@@ -60,6 +60,7 @@ def test_a_gain_by_length_alone_is_gone_at_equal_length(tmp_path, gain):
     assert list(at_equal_length(analysis)) == [dpo.method.id]
 
 
+@pytest.mark.slow
 def test_the_section_has_the_numbers(tmp_path):
     analysis = analyse(read_study("s", planted(tmp_path / "runs", gain=0.3)))
     found = part(analysis, looks([s.method for s in analysis.scores]), tmp_path)

@@ -67,6 +67,7 @@ def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     return analyse(read_study("demo", FakeStore(root)), draws=200)
 
 
+@pytest.mark.slow
 def test_courses_by_hand(analysis: Analysis) -> None:
     named = courses(analysis).items()
     found = {title: {c.run.record["seed"]: c for c in own} for title, own in named}

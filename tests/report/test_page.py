@@ -58,6 +58,7 @@ def test_everything_from_the_runs_is_escaped(html):
     assert html.count("<script") == html.count("</script>") == 2  # the data and the page's own
 
 
+@pytest.mark.slow
 def test_verdict_has_the_numbers_of_methods_csv(store, page, html):
     best = max(
         (r for r in rows(page.parent / "methods.csv") if r["best_of"] == "1"),
@@ -318,6 +319,7 @@ def test_how_numbers_are_written():
     assert (amount(0), amount(1234567), amount(None)) == ("0", "1.23 M", "—")
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_a_thousand_runs_are_reported_in_twenty_seconds(tmp_path):
     write_study(tmp_path, seeds=64, missing=False)

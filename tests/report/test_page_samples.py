@@ -73,6 +73,7 @@ def test_data_are_the_rows_of_the_runs(store):
                 assert row["finished"] == bool(finished)
 
 
+@pytest.mark.slow
 def test_prompts_are_chosen_by_a_hash(store):
     """sha256 orders them, so a prompt is shown or not whatever its answers are."""
     import hashlib

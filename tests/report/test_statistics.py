@@ -64,6 +64,7 @@ def test_hierarchical_bootstrap_sees_seed_noise():
     assert ours.error == pytest.approx(math.sqrt(5 / 3), rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed_sd", "prompt_sd"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.5), (0.2, 0.3)])
 def test_hierarchical_error_is_calibrated(seed_sd, prompt_sd):
     """The mean squared error bar is the true variance of the mean, not two or three times it."""

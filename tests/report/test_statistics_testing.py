@@ -81,6 +81,7 @@ def test_permutation_and_sign_flip_have_their_size():
     assert 0.025 <= swaps / 400 <= 0.08
 
 
+@pytest.mark.slow
 def test_size_and_power_of_a_paired_difference_are_as_predicted():
     """Intervals of five seeds × 60 prompts exclude 0 as often as `power` says."""
     generator = np.random.default_rng(1)

@@ -47,6 +47,7 @@ def study(tmp_path: Path) -> tuple[FakeStore, str]:
     return FakeStore(tmp_path), "demo"
 
 
+@pytest.mark.slow
 def test_every_trial_is_shown_best_first(study: tuple[FakeStore, str]) -> None:
     found = shown(*study, TRIALS)
     order = [found.html.index(f">{text}<") for text in ("0.5", "0.25")]

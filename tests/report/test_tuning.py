@@ -186,6 +186,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     return analyse(read_study("demo", FakeStore(root)), draws=50)
 
 
+@pytest.mark.slow
 def test_the_trials_of_a_study_are_read(searched: Analysis) -> None:
     found = tunings(searched)
     assert {t.method.label for t in found} == {"DPO", "PPO"}

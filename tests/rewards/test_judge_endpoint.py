@@ -206,6 +206,7 @@ def test_a_redirect_does_not_carry_the_key_away(tmp_path):
     assert stolen.bodies == []
 
 
+@pytest.mark.slow
 def test_a_slow_answer_is_a_time_out(tmp_path):
     def reply(body, number):
         return says("A", pause=0.5) if number == 0 else says("B")
@@ -228,6 +229,7 @@ def test_nobody_listens(tmp_path):
             Asker(judge(url), tmp_path).ask(QUESTIONS[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "garbage",
     [

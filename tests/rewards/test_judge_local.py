@@ -58,6 +58,7 @@ def ask(judge, questions=QUESTIONS):
     return [replies[i] for i in range(len(questions))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [True, False])
 def test_verdicts_are_the_likeliest_labels_by_transformers(store, chat):
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -192,6 +193,7 @@ def test_what_decides_is_in_the_fingerprint(store, tmp_path):
         local(model=None).fingerprint()
 
 
+@pytest.mark.slow
 def test_a_finished_run_judges(store):
     """A pretrained model stands for itself; a select run for the policy that it chose."""
     import shutil

@@ -117,6 +117,7 @@ def test_the_yaml_is_built(reward_model) -> None:
     assert np.isfinite(made.score(["p"], ["4"], [{}])).all()
 
 
+@pytest.mark.slow
 def test_what_a_checkpoint_does_not_say_is_asked_for(classifier, reward_model, tmp_path) -> None:
     def refused(message: str, folder: Path = classifier[0], **changes: Any) -> None:
         with pytest.raises(ConfigError, match=message):

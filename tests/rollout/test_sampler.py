@@ -100,6 +100,7 @@ def test_samples_do_not_depend_on_the_batch(llama, prompts, batch):
     assert_same(draw(llama, prompts, batch=batch), draw(llama, prompts, batch=7))
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence", "sampling", "any order and company of prompts: the same samples"
 )
@@ -115,6 +116,7 @@ def test_samples_do_not_depend_on_order_or_company(llama, prompts):
         np.testing.assert_array_equal(alone.ids[s], together.ids[6 + s])
 
 
+@pytest.mark.slow
 @pytest.mark.conformance("equivalence", "sampling", "more samples or tokens extend what was drawn")
 def test_more_samples_and_more_tokens_extend_what_was_drawn(llama, prompts):
     few = draw(llama, prompts, n=2, max_new_tokens=5)
@@ -241,6 +243,7 @@ def test_mode_is_restored_after_an_error(gpt2, prompts, monkeypatch):
     assert gpt2.training
 
 
+@pytest.mark.slow
 def test_a_training_step_in_the_same_autocast_context_still_gets_gradients(llama, prompts):
     weight = llama.model.layers[0].mlp.up_proj.weight
     ids = torch.from_numpy(prompts[2].astype(np.int64))[None]

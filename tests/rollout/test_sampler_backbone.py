@@ -16,6 +16,7 @@ from alignlab.rollout.sampling import Sampling
 from alignlab.rollout.slots import fits_slots
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "sampling",

@@ -72,6 +72,7 @@ def test_rows_in_slots_are_the_rows_alone(model, n, batch):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_free_slots_are_filled_while_rows_wait(model, monkeypatch):
     lives = []
     forward = slots._Slots._forward
@@ -109,6 +110,7 @@ def test_the_memory_is_moved_when_its_columns_are_used_up(model, monkeypatch):
     same(got, draw(model, prompts, batch=64, limit=6))
 
 
+@pytest.mark.slow
 def test_a_prompt_runs_once_however_many_slots_and_samples(model, monkeypatch):
     tokens = []
     prefill = slots._Slots._prefill

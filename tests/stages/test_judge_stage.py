@@ -252,6 +252,7 @@ def local(name: str) -> dict[str, Any]:
     return dict(compose(["experiment=smoke", "pipeline=sft", *overrides])["judge"])
 
 
+@pytest.mark.slow
 def test_a_language_model_judges(
     chain: Chain, both: dict[str, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,6 +260,7 @@ def scores(nodes: Mapping[str, Any]) -> list[str]:
     return [name for name in nodes if name.startswith("validate_")]
 
 
+@pytest.mark.slow
 def test_a_select_stage_stands_where_a_policy_stands(tmp_path: Path) -> None:
     order = ordered(stages_of(tmp_path))
     assert order.index("preference") < order.index("evaluate")

@@ -128,6 +128,7 @@ def plain_fisher(lab: Lab, run: Run, groups: Any, name: str) -> Tensor:
     return total / tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.conformance(
     "law", "EWC", "F = Σ (∂ log p(y|x)/∂θ)² / Σ |y|, row by row, with LoRA of the matrices"

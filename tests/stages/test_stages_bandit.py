@@ -541,6 +541,7 @@ def evaluated(world: World, policy: Run, reward: Run | None = None, **changes: A
     return world.lab.run(stage, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "closed form",
     "KL of the evaluation",

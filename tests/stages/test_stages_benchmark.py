@@ -234,6 +234,7 @@ def test_the_summary_is_the_weighted_mean_of_the_rows(done: Run) -> None:
     assert done.record["tokens_sampled"] > 0 < done.record["tokens_scored"]
 
 
+@pytest.mark.slow
 def test_the_same_items_for_every_policy(
     chain: Chain, stage: Benchmark, earlier: Run, done: Run
 ) -> None:

@@ -271,6 +271,7 @@ def pretrained(lab: Lab) -> Run:
     return lab.run(pretraining(lab), {})
 
 
+@pytest.mark.slow
 def test_the_case_of_the_equivalences_reads_over_the_end_of_an_epoch(lab: Lab) -> None:
     run = lab.run(reading_on(lab), {})
     assert run.record["updates"] >= 3

@@ -112,6 +112,7 @@ def test_the_loss_is_of_the_calls_alone(lab: Lab, sft: Any) -> None:
     assert sft.metrics("train")[0]["loss"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_pairs_of_a_call_and_words(lab: Lab, sft: Any, caught: Caught) -> None:
     annotations = lab.run(lab.stage("annotate", validation_share=0.1), {"policy": sft})
     inputs = {"init": sft, "reference": sft, "annotations": annotations}

@@ -64,6 +64,7 @@ def test_the_training_reward_is_the_ensembles(
     assert run.record["rewards"] == [chain.reward.path.name, second.path.name]
 
 
+@pytest.mark.slow
 def test_one_reward_under_a_numbered_name_is_that_reward(chain: Chain) -> None:
     stage, plain = chain.online("grpo")
     numbered = chain.lab.stage(
@@ -74,6 +75,7 @@ def test_one_reward_under_a_numbered_name_is_that_reward(chain: Chain) -> None:
     assert largest_difference(weights(one), weights(chain.lab.run(numbered, runs))) == 0
 
 
+@pytest.mark.slow
 def test_an_evaluation_reads_the_ensemble_as_its_proxy(chain: Chain, second: Run) -> None:
     roles = {"policy": "sft", "reference": "sft", "reward": "reward", "reward/2": "reward_b"}
     runs = {**chain.inputs("policy", "reference", "reward"), "reward/2": second}

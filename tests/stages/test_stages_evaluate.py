@@ -62,6 +62,7 @@ def test_the_kl_of_a_model_to_itself_is_exactly_zero(
     assert run.summary()["kl"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_kl_by_hand(chain: Chain, moved: Run, sampled: list[Any]) -> None:
     run = evaluate(chain, moved, samples=2, sampling__temperature=0.8)
     policy = plain_model(moved.model_dir, chain.lab.store.cache)
@@ -173,6 +174,7 @@ def test_an_interrupted_evaluation_writes_nothing_twice(
     assert len(run.metrics()) == len(whole.metrics()) == 1
 
 
+@pytest.mark.slow
 def test_the_same_prompts_and_draws_for_every_policy(chain: Chain, moved: Run) -> None:
     """Pairs of rows can be compared prompt by prompt."""
     one, two = evaluate(chain).samples(), evaluate(chain, moved).samples()

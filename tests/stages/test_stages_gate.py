@@ -100,6 +100,7 @@ def test_what_was_done_to_the_rows_is_in_the_record(chain: Chain, tmp_path: Path
             assert effect["rows_in"] == 2 * effect["rows_out"] > 0
 
 
+@pytest.mark.slow
 @catches("alignlab.stages.pretrain", "heed(check_texts(documents, others, self.gate), run)", "pass")
 def test_pretraining_is_gated_before_it_makes_a_vocabulary(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

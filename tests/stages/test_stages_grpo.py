@@ -307,6 +307,7 @@ def test_rewards_that_are_all_equal_teach_nothing(chain: Chain) -> None:
     assert run.summary()["zero_std_share"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "GRPO",
@@ -321,6 +322,7 @@ def test_the_ratio_is_one_at_the_first_update(chain: Chain, temperature: float) 
     assert second["sampler_gap"] > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "RLOO",
@@ -362,6 +364,7 @@ def test_settings_that_contradict_each_other_are_refused(
         chain.online("grpo", **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "GSPO and CISPO",
@@ -391,6 +394,7 @@ def test_without_a_kl_term_no_reference_is_loaded(chain: Chain, caught: Caught) 
     assert not caught.backbone.has("reference")
 
 
+@pytest.mark.slow
 @pytest.mark.conformance("equivalence", "GRPO", "any token budget: the same weights to 1e-5")
 def test_micro_batches_do_not_change_the_weights(chain: Chain) -> None:
     stage, inputs = chain.online("grpo", updates=2)

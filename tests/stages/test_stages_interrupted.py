@@ -185,6 +185,7 @@ def test_whole_chunks_of_annotations_are_kept(
     assert content(run) == content(whole)
 
 
+@pytest.mark.slow
 def test_annotations_with_a_verdict_of_their_own_are_kept_too(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:

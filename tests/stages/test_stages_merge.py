@@ -199,6 +199,7 @@ def composed() -> dict[str, Any]:
     return dict(compose(["experiment=smoke", "pipeline=sft"]))
 
 
+@pytest.mark.slow
 def test_a_merge_is_planned_with_its_cost_and_key(chain: Chain, composed: dict[str, Any]) -> None:
     def stated(**fields: Any) -> dict[str, Any]:
         node = {

@@ -35,6 +35,7 @@ def losses(run: Run) -> list[float]:
     return [row["loss"] for row in run.metrics("train")]
 
 
+@pytest.mark.slow
 def test_a_reference_that_is_the_policy_of_the_step_before(chain: Chain) -> None:
     # α = 1 after every step: h = 0 whenever a step begins, and its loss is log 2
     stage, inputs = moving(chain, 1.0, 1, steps=4)

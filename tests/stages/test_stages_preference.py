@@ -272,6 +272,7 @@ def test_the_held_out_loss_of_kto_by_hand(chain: Chain) -> None:
         assert found == pytest.approx(sum(expected) / len(expected), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kto", "bco"])
 def test_a_loss_with_statistics_of_a_step_can_stop_training(chain: Chain, name: str) -> None:
     rule = {"metric": "loss", "mode": "min", "patience": 1, "min_delta": 1.0}

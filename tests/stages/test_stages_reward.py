@@ -40,6 +40,7 @@ def by_hand(scores: list[list[float]], groups, centering: float) -> float:
     return sum(per_prompt) / len(per_prompt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [48, 4096])
 def test_a_ranking_of_three_is_one_element(chain: Chain, caught: Caught, budget: int) -> None:
     stage = chain.lab.stage(
@@ -91,6 +92,7 @@ def test_normalisation_keeps_every_order(chain: Chain) -> None:
     assert names == {"head.safetensors/gain", "head.safetensors/offset"}
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "reward model",

@@ -63,6 +63,7 @@ def test_scores_have_the_unit_of_the_annotations(chain, judged) -> None:
     assert found == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_best_of_n_and_ensembles_go_by_it(chain, judged) -> None:
     lab = chain.lab
     inputs = {**chain.inputs("policy", "reference", "reward"), "reward/1": judged}

@@ -16,6 +16,7 @@ from alignlab.spec import build
 from alignlab.stages.sft import demonstrations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [32, 4096])
 def test_the_loss_is_the_token_mean_of_the_whole_batch(chain: Chain, budget: int) -> None:
     """Not the mean over rows, nor over micro-batches of unlike length."""
@@ -106,6 +107,7 @@ def test_eos_is_learned(chain: Chain) -> None:
     assert probability[1] > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.conformance(
     "equivalence",
     "SFT",

@@ -96,6 +96,7 @@ def test_the_template_is_saved_with_the_run_and_inherited(lab: Lab, sft: Any) ->
     assert heir.record["template"] == template_hash(saved)
 
 
+@pytest.mark.slow
 def test_another_template_is_refused_with_both_names(lab: Lab, sft: Any, tmp_path: Path) -> None:
     other = tmp_path / "other.jinja"
     loud = DIALOGUE.replace("capitalize", "upper").replace("Assistant:", "ASSISTANT:")

@@ -135,6 +135,7 @@ def test_hydras_own_settings_are_refused_without_m_as_well() -> None:
         compose_all([["hydra.run.dir=x"]])
 
 
+@pytest.mark.slow
 def test_a_command_that_lists_its_jobs_refuses_a_sweeper_that_chooses() -> None:
     with pytest.raises(ConfigError, match="has to know all jobs"):
         expand(["hydra/sweeper=optuna", "seed=1,2"], multirun=True)

@@ -21,6 +21,7 @@ ASKED = ["hydra/sweeper=optuna", "hydra.sweeper.objective=evaluate/gold",
 SPACE = "objective.beta=tag(log,interval(0.01,1))"
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_test_prompts_is_made_again_on_validation_prompts() -> None:
     settings = settings_of(sweep([*ASKED, "seed=1,2"]).sweeper or {})
     config = compose(STUDY)
@@ -62,6 +63,7 @@ def test_what_the_search_has_scored_is_not_scored_again(tmp_path: Path) -> None:
     assert twin in searched.nodes
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_a_real_sweep_and_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -76,6 +76,7 @@ def test_spaces_that_cannot_be_are_refused(override: str, part: str) -> None:
     assert part in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_trial_is_written_as_overrides_that_hydra_reads_back() -> None:
     found = space("objective=dpo,ipo", "stages.preference.batch=range(2,9)", "study='a,b',c",
                   "stages.sft.optimizer.learning_rate=interval(0,1)", "report=false")  # fmt: skip
@@ -103,6 +104,7 @@ def settings(**given: Any) -> Settings:
     return settings_of(sweep([*ASKED, *words, "seed=1,2"]).sweeper or {})
 
 
+@pytest.mark.slow
 def test_settings_and_objectives() -> None:
     one = settings(objective="evaluate/gold", direction="maximize", n_trials=3)
     assert one.objectives == [Objective("evaluate", "gold", "maximize")]

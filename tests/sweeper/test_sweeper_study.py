@@ -72,6 +72,7 @@ def test_the_same_command_adds_nothing_and_a_longer_one_what_is_missing(toys: Pa
     assert len(json.loads((toys / "studies/s/study.json").read_text())["jobs"]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
 def test_an_interrupted_sweep_goes_on_as_if_undisturbed(
@@ -96,6 +97,7 @@ def test_an_interrupted_sweep_goes_on_as_if_undisturbed(
     assert len(sweep_toys.MADE) == len(set(sweep_toys.MADE)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_failed_and_diverged_trials_are_told_apart_and_counted(
     toys: Path, capsys: pytest.CaptureFixture[str]
@@ -241,6 +243,7 @@ def test_files_of_an_experiment_may_ask_for_a_sweep(toys: Path) -> None:
     assert len(trials(toys)) == 3
 
 
+@pytest.mark.slow
 def test_a_plan_shows_the_first_batch_and_stores_nothing(
     toys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,7 @@ def tokenization(folder: Path, limit: int = 200) -> Tokenization:
     return Tokenization(processor.tokenizer, limit, 50, processor=processor)
 
 
+@pytest.mark.slow
 def test_parts_marks_and_inline_images_are_the_same(tmp_path: Path, llava: Path) -> None:
     name, *_ = save_pictures(tmp_path, [(40, 30)])
     data = (tmp_path / name).read_bytes()
@@ -140,6 +141,7 @@ def test_what_cannot_be_read_is_named(row: dict[str, Any], said: str, tmp_path: 
     assert "line 2" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turns", ["last", "each"])
 def test_an_image_later_in_a_conversation(turns: str, tmp_path: Path, llava: Path) -> None:
     [name] = save_pictures(tmp_path, [(40, 30)])

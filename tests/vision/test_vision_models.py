@@ -197,6 +197,7 @@ def test_images_and_texts_give_gradients_of_the_same_weights(
     assert bool(unused) == kind.startswith("llava")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [None, 2], ids=["full", "lora"])
 def test_a_saved_view_comes_back(rank: int | None, llava: Path, tmp_path: Path) -> None:
     backbone = open_model(llava, tmp_path, rank)
