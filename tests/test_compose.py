@@ -222,7 +222,6 @@ def test_only_plain_copies_are_followed(text: str, exact: bool) -> None:
     assert found == OmegaConf.to_container(config, resolve=True)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_ten_thousand_runs_are_planned_in_half_a_minute(tmp_path: Path) -> None:
     # In a process of its own, with the real conf/.

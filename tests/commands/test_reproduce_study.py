@@ -296,7 +296,6 @@ def test_the_stages_of_a_design_are_planned_again_from_the_record(
     assert [dict(job.stages) for job in again.jobs] == [job["stages"] for job in record["jobs"]]
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_copied_study_is_run_again_on_a_machine_without_its_store(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

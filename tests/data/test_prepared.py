@@ -196,7 +196,6 @@ prepare_groups(rows(), Tokenization(tokenizer, None, None), Path({cache!r}), nee
 """
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_killed_process_loses_only_the_shard_in_work(plain_tokenizer, tmp_path, small_shards):
     from pathlib import Path

@@ -367,7 +367,6 @@ def test_a_method_that_nothing_evaluates_cannot_be_searched() -> None:
         expanded({**composed, "stages": stages}, cost)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_the_default_space_fits_every_shipped_method(tmp_path: Path) -> None:
     from alignlab.compose import conf_dir

@@ -27,7 +27,6 @@ STUDY = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_searched_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

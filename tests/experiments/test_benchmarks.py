@@ -59,7 +59,6 @@ def bench(tmp_path: Path, *arguments: str) -> dict:
     return json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_quick_run_of_one_work(tmp_path):
     results = bench(tmp_path, "--works", "dpo")

@@ -33,7 +33,6 @@ def test_recorded_results_keep_their_form():
     check(json.loads((FOLDER / "results.json").read_text(encoding="utf-8")))
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.skipif(
     not (SHARED / "hh-rlhf").is_dir(), reason="needs hh-rlhf/*.jsonl.gz in ../shared/data"

@@ -47,7 +47,6 @@ def test_a_study_is_run_again_from_its_folder(command: Command, tmp_path: Path) 
     assert len(list((tmp_path / "given").glob("toy-*"))) == 4
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_an_interrupted_reproduction_continues(command: Command, tmp_path: Path) -> None:
     folder = copied(command, tmp_path, 0.02)

@@ -27,7 +27,6 @@ def row(target: Target) -> object:
     return pytest.param(target, marks=marks, id=target.module)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("target", [row(target) for target in TARGETS])
 def test_every_mutant_is_noticed(target: Target, record_property):

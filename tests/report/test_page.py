@@ -319,7 +319,6 @@ def test_how_numbers_are_written():
     assert (amount(0), amount(1234567), amount(None)) == ("0", "1.23 M", "—")
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_thousand_runs_are_reported_in_twenty_seconds(tmp_path):
     write_study(tmp_path, seeds=64, missing=False)

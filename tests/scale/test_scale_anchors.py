@@ -30,7 +30,6 @@ def cases(chain: Chain, zero: int) -> list[tuple[Case, dict[str, Any]]]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.scale
 @pytest.mark.conformance(
     "equivalence", "anchors", "two processes, with ZeRO 2 too, train as one does"

@@ -29,7 +29,6 @@ NOISY = {"neftune_alpha": 15.0, "label_smoothing": 0.2}
 CHANGES = {"lora": NOISY, "full": NOISY}  # of the SFT stage
 
 
-@pytest.mark.slow
 @pytest.mark.scale
 @pytest.mark.conformance(
     "equivalence",

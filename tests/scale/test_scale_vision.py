@@ -31,7 +31,6 @@ def chain_of(folder: Path, model: Path, adapter: str) -> stage_lab.Chain:
     return stage_lab.Chain(lab, sft, annotated, sft)
 
 
-@pytest.mark.slow
 @pytest.mark.scale
 @pytest.mark.conformance(
     "equivalence",

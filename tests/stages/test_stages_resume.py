@@ -239,7 +239,6 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, errors.decode()[-2000:]
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.conformance(
     "equivalence",

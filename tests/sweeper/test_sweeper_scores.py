@@ -63,7 +63,6 @@ def test_what_the_search_has_scored_is_not_scored_again(tmp_path: Path) -> None:
     assert twin in searched.nodes
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_real_sweep_and_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -72,7 +72,6 @@ def test_the_same_command_adds_nothing_and_a_longer_one_what_is_missing(toys: Pa
     assert len(json.loads((toys / "studies/s/study.json").read_text())["jobs"]) == 4
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
 def test_an_interrupted_sweep_goes_on_as_if_undisturbed(
@@ -97,7 +96,6 @@ def test_an_interrupted_sweep_goes_on_as_if_undisturbed(
     assert len(sweep_toys.MADE) == len(set(sweep_toys.MADE)) == 8
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_failed_and_diverged_trials_are_told_apart_and_counted(
     toys: Path, capsys: pytest.CaptureFixture[str]
