@@ -160,12 +160,17 @@ class Disturbed:
             os.kill(pid, signal.SIGCONT)
 
     def until(self, there: Callable[[], bool], what: str) -> None:
-        """Wait for something."""
-        deadline = time.monotonic() + SECONDS
-        while not there():
-            if time.monotonic() > deadline or self.error is not None:
+        """Wait for something, as long as it can still come: not beyond the end of the study."""
+        began = time.monotonic()
+        while True:
+            ended = bool(self.outcomes)  # before the look, which may be for this very end
+            if there():
+                return
+            waited = time.monotonic() - began
+            if ended or waited > SECONDS or self.error is not None:
                 queue = self.bench.run("squeue", check=False)
-                raise AssertionError(f"{self.name}: no {what} in {SECONDS} s\n{queue}")
+                how = "the study has ended" if ended else f"after {waited:.0f} s"
+                raise AssertionError(f"{self.name}: no {what}, {how}\n{queue}")
             time.sleep(0.1)
 
     def _steps(self) -> int:
