@@ -153,7 +153,8 @@ class Disturbed:
         while time.monotonic() < deadline:
             status = of_process(pid, "status").decode()
             pending = [line.split()[1] for line in status.splitlines() if line[:6] == "ShdPnd"]
-            if not pending or int(pending[0], 16):  # it is gone, or has something to wake up for
+            # Gone, or with something to wake up for: not the stop itself, which may still be due.
+            if not pending or int(pending[0], 16) & ~(1 << (signal.SIGSTOP - 1)):
                 break
             time.sleep(0.05)
         if of_process(pid, "status"):
