@@ -103,24 +103,6 @@ def token_logps_entropy(
     return _run(hidden, head, target_ids, temperature, chunk, entropy=True)
 
 
-def predict(
-    hidden: Tensor,
-    head: Head,
-    target_ids: Tensor,
-    temperature: float,
-    entropy: bool,
-    mean: bool = False,
-) -> tuple[Tensor, ...]:
-    """`token_logps`, and the entropies or the ``mean`` over the vocabulary if asked for."""
-    if mean:  # at a temperature of 1
-        from alignlab.models.smoothing import token_logps_mean
-
-        return token_logps_mean(hidden, head, target_ids)
-    if entropy:
-        return token_logps_entropy(hidden, head, target_ids, temperature=temperature)
-    return (token_logps(hidden, head, target_ids, temperature=temperature),)
-
-
 def _run(
     hidden: Tensor,
     head: Head,

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from alignlab.errors import ConfigError
 from alignlab.models.auto import encodes
 from alignlab.models.heads import ScalarHead
-from alignlab.models.logps import Head, head_of, predict
+from alignlab.models.logps import Head, head_of
+from alignlab.models.smoothing import predict
 
 if TYPE_CHECKING:
     from alignlab.models.bodies import Bodies

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from alignlab.models.logps import CHUNK_ELEMENTS, Head, token_logps
+from alignlab.models.logps import CHUNK_ELEMENTS, Head, token_logps, token_logps_entropy
 
 
 def token_logps_mean(
@@ -38,6 +38,22 @@ def token_logps_mean(
             gaps = [checkpoint(_capped_gap, *part, head, use_reentrant=False) for part in parts]
             gap = torch.cat(gaps) if gaps else logps
     return logps, logps + gap
+
+
+def predict(
+    hidden: Tensor,
+    head: Head,
+    target_ids: Tensor,
+    temperature: float,
+    entropy: bool,
+    mean: bool = False,
+) -> tuple[Tensor, ...]:
+    """`token_logps`, and the entropies or the ``mean`` over the vocabulary if asked for."""
+    if mean:  # at a temperature of 1
+        return token_logps_mean(hidden, head, target_ids)
+    if entropy:
+        return token_logps_entropy(hidden, head, target_ids, temperature=temperature)
+    return (token_logps(hidden, head, target_ids, temperature=temperature),)
 
 
 def _linear_gap(states: Tensor, head: Head, target_ids: Tensor) -> Tensor:

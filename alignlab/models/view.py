@@ -14,7 +14,8 @@ from alignlab.models.attention_plan import attention_plan
 from alignlab.models.auto import encodes
 from alignlab.models.encoder_rows import pooled_states
 from alignlab.models.layout import Layout, hidden_states, window_of
-from alignlab.models.logps import Head, head_of, predict
+from alignlab.models.logps import Head, head_of
+from alignlab.models.smoothing import predict
 from alignlab.models.virtual_tokens import lead_of
 from alignlab.models.vision import unreached
 from alignlab.tensors import FlatBatch, GroupSpan

@@ -47,8 +47,8 @@ SIZES: dict[str, dict[str, Size]] = {
         "kto": Size(4, 6),
         "sft": Size(32, 5),
         "grpo": Size(4, 4, new_tokens=64, group=8),
-        "sampling": Size(64, 2, new_tokens=128),
-        "ppo": Size(16, 3, new_tokens=48),
+        "sampling": Size(192, 2, new_tokens=128),
+        "ppo": Size(64, 3, new_tokens=48),
     },
     "reviews_lm": {
         "dpo": Size(32, 8),

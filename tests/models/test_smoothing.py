@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from alignlab.models.logps import Head, predict
-from alignlab.models.smoothing import token_logps_mean
+from alignlab.models.logps import Head
+from alignlab.models.smoothing import predict, token_logps_mean
 
 N, H, V = 7, 5, 11
 

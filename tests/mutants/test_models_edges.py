@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignlab.models import attention_plan as planning
 from alignlab.models import grouped_attention as ga
-from alignlab.models import logps
+from alignlab.models import logps, smoothing
 from alignlab.models.attention_plan import NO_LEAD, Block, Lead, attention_plan
 from alignlab.models.grouped_attention import grouped_attention, is_placeholder, placeholder_mask
 from alignlab.models.logps import Head, head_of, token_logps, token_logps_entropy
@@ -697,14 +697,14 @@ def test_a_plan_lies_on_the_device_it_was_made_for():
 def test_predictions_with_and_without_entropies():
     hidden, weight = normal(5, 3).float(), normal(7, 3, seed=1).float()
     head, targets = Head(weight, None), torch.tensor([0, 6, 2, 2, 5])
-    [alone] = logps.predict(hidden, head, targets, 0.5, False)
-    both = logps.predict(hidden, head, targets, 0.5, True)
+    [alone] = smoothing.predict(hidden, head, targets, 0.5, False)
+    both = smoothing.predict(hidden, head, targets, 0.5, True)
     z = (2 * hidden @ weight.T).log_softmax(-1)  # a temperature of one half
     torch.testing.assert_close(alone, z[range(5), targets])
     torch.testing.assert_close(both[0], z[range(5), targets])
     torch.testing.assert_close(both[1], -(z.exp() * z).sum(-1))
     assert len(both) == 2
-    with_mean = logps.predict(hidden, head, targets, 1.0, False, True)
+    with_mean = smoothing.predict(hidden, head, targets, 1.0, False, True)
     z = (hidden @ weight.T).log_softmax(-1)
     torch.testing.assert_close(with_mean[0], z[range(5), targets])
     torch.testing.assert_close(with_mean[1], z.mean(-1))
