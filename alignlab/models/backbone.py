@@ -98,7 +98,7 @@ class Backbone:
             self.processor.tokenizer if self.processor else AutoTokenizer.from_pretrained(folder),
             self.config.template,
         )
-        self.layout = chosen_layout(self.config.layout, self.model_config.get_text_config())
+        self.layout = chosen_layout(self.config.layout, self.model_config, self.device)
         self.dtype = compute_dtype(self.config.dtype, self.device)
         place = self.place
         read = Reader(

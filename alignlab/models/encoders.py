@@ -102,9 +102,9 @@ def rows_for(wanted: str, model_type: str) -> tuple[Literal["packed", "padded"],
     Raises:
         ConfigError: prompts are to be shared, which both directions of attention forbid.
     """
-    if wanted == "grouped":
+    if wanted in ("grouped", "flex"):
         raise ConfigError(
-            "backbone.layout=grouped shares a prompt among its completions, and in a "
+            f"backbone.layout={wanted} shares a prompt among its completions, and in a "
             f"{model_type} every token sees the whole row: the prompt would see all of them. Use "
             "layout=auto (a row of its own for every prompt and completion)."
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from alignlab.models.attention_plan import AttentionPlan
+from alignlab.models.flex import FlexPlan, flex_attend
 
 NAME = "alignlab_grouped"
 PLAN = "alignlab_plan"
@@ -47,7 +48,7 @@ def grouped_attention(
     Returns:
         ``(1, T, heads, dim)`` and no attention weights.
     """
-    plan: AttentionPlan | None = kwargs.pop(PLAN, None)
+    plan: AttentionPlan | FlexPlan | None = kwargs.pop(PLAN, None)
     lead: Sequence[tuple[Tensor, Tensor]] | None = kwargs.pop(LEAD, None)
     if plan is None:
         if is_placeholder(attention_mask) and query.shape[2] > 1:
@@ -69,6 +70,8 @@ def grouped_attention(
             torch.cat([own.to(x.dtype), x], 2)
             for own, x in zip(lead[int(module.layer_idx)], (key, value), strict=True)  # type: ignore[arg-type]
         )
+    if isinstance(plan, FlexPlan):
+        return flex_attend(query, key, value, plan, scaling, dropout, softcap), None
     query = _gather(query[0].transpose(0, 1), plan.query_index)
     key = _gather(key[0].transpose(0, 1), plan.key_index)
     value = _gather(value[0].transpose(0, 1), plan.key_index)
@@ -194,7 +197,7 @@ def _slow_in_reduced(value: Tensor) -> bool:
     return reduced and value.device.type == "cpu" and value.shape[2] <= 384
 
 
-def _check(plan: AttentionPlan, query: Tensor, kwargs: dict[str, Any]) -> None:
+def _check(plan: AttentionPlan | FlexPlan, query: Tensor, kwargs: dict[str, Any]) -> None:
     if query.shape[0] != 1:
         raise NotImplementedError("The flat layout is one sequence; this model passes a batch.")
     window = kwargs.get("sliding_window")

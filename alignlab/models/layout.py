@@ -1,8 +1,9 @@
 """Which layout a model's forward pass uses, and the pass itself.
 
-*grouped*: the flat batch as it is (`grouped_attention`). *padded*: one right-padded row per
-completion, prompt repeated, for architectures whose layers do not fit the flat batch. Both return
-the same hidden states at the same flat places, so nothing above this file can tell them apart.
+*grouped*: the flat batch as it is (`grouped_attention`). *flex*: the same, with one call of
+FlexAttention per layer (`flex`, for GPUs). *padded*: one right-padded row per completion, prompt
+repeated, for architectures whose layers do not fit the flat batch. All return the same hidden
+states at the same flat places, so nothing above this file can tell them apart.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from alignlab.errors import ConfigError
 from alignlab.models.auto import encodes
 from alignlab.models.encoders import rows_for
+from alignlab.models.flex import require_gpu
 from alignlab.models.grouped_attention import register
 from alignlab.models.noise import EmbeddingNoise, disturbed
 from alignlab.models.virtual_tokens import flat_inputs, padded_inputs
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 # Of encoders: "packed" or "padded" rows (`alignlab.models.encoder_rows`).
-Layout = Literal["grouped", "padded", "packed"]
+Layout = Literal["grouped", "flex", "padded", "packed"]
 
 # Verdicts on model types, kept true by tests/models/test_layout.py, which measures each of them on
 # a tiny random model. A type that is in neither is measured when it is first met.
@@ -58,21 +60,27 @@ PADDED = {
 
 
 def chosen_layout(
-    wanted: Literal["auto", "grouped", "padded"], config: PreTrainedConfig
+    wanted: Literal["auto", "grouped", "flex", "padded"],
+    config: PreTrainedConfig,
+    device: torch.device | str,
 ) -> tuple[Layout, str]:
     """Layout for a configuration's ``layout`` and a model, and the reason in a few words.
 
     Raises:
-        ConfigError: the flat layout is asked for and does not fit.
+        ConfigError: the flat layout is asked for and does not fit, or not on ``device``.
     """
+    config = config.get_text_config()
     if encodes(config):
         return rows_for(wanted, config.model_type)
     if wanted == "padded":
         return "padded", "as configured"
     layout, reason = layout_for(config)
-    if wanted == "grouped" and layout != "grouped":
-        raise ConfigError(f"backbone.layout=grouped does not fit: {reason}. Use layout=auto.")
-    return layout, reason
+    if wanted in ("grouped", "flex") and layout != "grouped":
+        raise ConfigError(f"backbone.layout={wanted} does not fit: {reason}. Use layout=auto.")
+    if wanted != "flex":
+        return layout, reason
+    require_gpu(device)
+    return "flex", reason
 
 
 def layout_for(config: PreTrainedConfig) -> tuple[Layout, str]:
@@ -230,8 +238,11 @@ def hidden_states(
         with disturbed(model, draw):
             return hidden_states(model, batch, layout)
     backbone: Any = decoder_of(model)
-    if layout == "grouped":
-        inputs = flat_inputs(model, batch.input_ids, batch.position_ids, batch.spans, batch.images)
+    if layout in ("grouped", "flex"):
+        inputs = flat_inputs(
+            model, batch.input_ids, batch.position_ids, batch.spans, batch.images,
+            flex=layout == "flex",
+        )  # fmt: skip
         hidden: Tensor = backbone(**inputs, use_cache=False)[0][0]
         return hidden[-batch.tokens :]  # behind virtual tokens, if there are any
     plan = padded_plan(batch.spans, batch.input_ids.device)

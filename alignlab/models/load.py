@@ -72,7 +72,7 @@ class BackboneConfig:
     revision: str | None
     adapter: AnyTechnique
     dtype: Literal["auto", "float32", "bfloat16"]
-    layout: Literal["auto", "grouped", "padded"]
+    layout: Literal["auto", "grouped", "flex", "padded"]
     gradient_checkpointing: bool
     template: str | None = None  # null, a name of `templates.NAMES` or a .jinja file
     vision: Trained | None = None  # also trained, of what sees; null: the language model alone

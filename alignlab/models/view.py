@@ -193,10 +193,10 @@ class View:
 
     def _layout_of(self, batch: FlatBatch) -> Layout:
         window = window_of(self.model.config.get_text_config(decoder=True))
-        if self._layout == "grouped" and window is not None:
+        if self._layout in ("grouped", "flex") and window is not None:
             device = batch.input_ids.device
             longest = attention_plan(batch.spans, device, lead_of(self.model)).longest
-            return "grouped" if longest <= window else "padded"
+            return self._layout if longest <= window else "padded"
         return self._layout
 
     @contextmanager

@@ -19,6 +19,7 @@ from transformers import Cache, DynamicCache
 from alignlab.errors import ConfigError
 from alignlab.images import Reference
 from alignlab.models.attention_plan import NO_LEAD, Lead, attention_plan
+from alignlab.models.flex import flex_plan
 from alignlab.models.grouped_attention import LEAD, PLAN, placeholder_mask
 from alignlab.models.vision import embedded, sight_of
 from alignlab.tensors import GroupSpan
@@ -175,12 +176,17 @@ def flat_inputs(
     position: Tensor,
     spans: tuple[GroupSpan, ...],
     images: Sequence[Reference] = (),
+    *,
+    flex: bool = False,
 ) -> dict[str, Any]:
-    """Arguments of a pass over a flat sequence (T,); its last T states are those of the tokens."""
+    """Arguments of a pass over a flat sequence (T,); its last T states are those of the tokens.
+
+    With ``flex`` attention is one call of FlexAttention (see `alignlab.models.flex`).
+    """
     prompt = soft_prompt_of(model)
     arguments = {
         "attention_mask": placeholder_mask(ids.device),
-        PLAN: attention_plan(spans, ids.device, lead_of(model)),
+        PLAN: (flex_plan if flex else attention_plan)(spans, ids.device, lead_of(model)),
     }
     if sight_of(model) is not None:
         states = embedded(model, ids, images)

@@ -87,6 +87,11 @@ class SFT(Stage):
                 "imitate says which completions of the annotate stage behind inputs.annotations are"
                 " imitated: set both (as stage best_of_n does), or neither."
             )
+        if self.attention_dropout and self.backbone.layout == "flex":
+            raise ConfigError(
+                "attention_dropout: backbone.layout=flex cannot drop attention weights. Use "
+                "layout=auto."
+            )
 
     def run(self, inputs: Mapping[str, Run], run: Run, engine: Engine) -> None:
         """Train on the ``sft`` split; keep the policy (adapter or model) in the run folder."""

@@ -64,6 +64,7 @@ def stage_of(job: Mapping[str, Any], folder: Path, case: Case) -> Any:
             "backbone=hub",
             f"backbone.path={folder / 'model'}",
             f"backbone.dtype={job['dtype']}",
+            f"backbone.layout={job['layout']}",
             f"adapter={case.adapter}",
             f"data.path={folder / 'rows.jsonl'}",
             f"+data.validation_path={folder / 'held_out.jsonl'}",

@@ -29,6 +29,7 @@ class Lab:
     trl19: str | None
     memory: int  # bytes that a process may allocate: a candidate that needs more fails by itself
     quiet: bool
+    layout: str = "auto"  # of alignlab's backbone
 
     def run(
         self,
@@ -48,6 +49,7 @@ class Lab:
             "options": options,
             "updates": updates,
             "dtype": dtype,
+            "layout": self.layout,
             "threads": self.threads,
         }
         program = "ours.py" if side == "ours" else "peer.py"

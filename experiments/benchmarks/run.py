@@ -207,7 +207,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     args.scratch.mkdir(parents=True, exist_ok=True)
     memory = int(0.85 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
-    lab = Lab(args.scratch.resolve(), args.threads, args.trl19_python, memory, args.quiet)
+    lab = Lab(
+        args.scratch.resolve(), args.threads, args.trl19_python, memory, args.quiet, args.layout
+    )
     file = args.out / "results.json"
     results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"rows": []}
     if LOAD > 0.5:
@@ -251,6 +253,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="where base models are made; --scratch/cache")
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--scratch", type=Path, default=ROOT / "runs" / "benchmarks")
+    parser.add_argument("--layout", default="auto", help="of alignlab's batch; on a GPU also flex")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="one repeat of few updates: a trial")
     parser.add_argument("--quiet", action="store_true")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from stage_lab import Chain, largest_difference, weights
 
+from alignlab.errors import ConfigError
+
 LIMA = {"bottom": 0.0, "top": 0.3}
 
 
@@ -31,3 +33,11 @@ def test_what_is_measured_has_no_dropout(chain: Chain) -> None:
     assert dropped.summary() == plain.summary()  # evaluation: no dropout
     first, second = (run.metrics("train")[0]["loss"] for run in (plain, dropped))
     assert first != second  # training: dropout
+
+
+def test_dropped_attention_weights_and_flexattention_are_refused_when_planned(
+    chain: Chain,
+) -> None:
+    with pytest.raises(ConfigError, match=r"attention_dropout: backbone\.layout=flex"):
+        chain.lab.stage("sft", attention_dropout=0.1, backbone__layout="flex")
+    assert chain.lab.stage("sft", attention_dropout=0.0, backbone__layout="flex").kind == "sft"
