@@ -57,7 +57,11 @@ TARGETS = (
     Target("data.pack", DATA),
     Target("data.order", DATA),
     Target("models.logps", MODELS),
-    Target("models.smoothing", ("test_smoothing",), ("_linear_gap", "_capped_gap")),
+    Target(
+        "models.smoothing",
+        ("test_smoothing", "test_models_edges"),
+        ("predict", "_linear_gap", "_capped_gap"),
+    ),
     Target("models.noise", ("test_noise",)),
     Target("models.grouped_attention", MODELS),
     Target("models.attention_plan", MODELS),

@@ -20,6 +20,7 @@ from alignlab.models import attention_plan as planning
 from alignlab.models import grouped_attention as ga
 from alignlab.models import logps, smoothing
 from alignlab.models.attention_plan import NO_LEAD, Block, Lead, attention_plan
+from alignlab.models.flex import FlexPlan
 from alignlab.models.grouped_attention import grouped_attention, is_placeholder, placeholder_mask
 from alignlab.models.logps import Head, head_of, token_logps, token_logps_entropy
 from alignlab.tensors import GroupSpan
@@ -692,6 +693,25 @@ def test_a_plan_lies_on_the_device_it_was_made_for():
     plan = attention_plan(spans_of((2, (1, 3)), (2, (1, 1))), "meta")
     parts = [plan.query_index, plan.key_index, plan.output_index, plan.blocks[-1].mask]
     assert {x.device.type for x in parts} == {"meta"}
+
+
+def test_a_plan_of_flexattention_is_one_call():
+    q, k, v = normal(1, 4, 3, 8), normal(1, 2, 3, 8, seed=1), normal(1, 2, 3, 8, seed=2)
+    plan, given = FlexPlan(mask=None, longest=3), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ga, "flex_attend", lambda *arguments: given.append(arguments) or "attended")
+        options = {"scaling": 0.5, "dropout": 0.1, "softcap": 2.0, ga.PLAN: plan}
+        assert grouped_attention(NOTHING, q, k, v, None, **options) == ("attended", None)
+        lead = [(normal(1, 2, 1, 8, seed=5), normal(1, 2, 1, 8, seed=6))]
+        layer = torch.nn.Identity()
+        layer.layer_idx = 0
+        grouped_attention(layer, q, k, v, None, **{**options, ga.LEAD: lead})
+    for (query, key, value, *rest), before in zip(given, (0, 1), strict=True):
+        assert query is q
+        assert rest == [plan, 0.5, 0.1, 2.0]
+        bits(key[:, :, before:], k)
+        bits(value[:, :, before:], v)
+    bits(given[1][1][:, :, :1], lead[0][0])
 
 
 def test_predictions_with_and_without_entropies():
