@@ -193,11 +193,11 @@ class View:
 
     def _layout_of(self, batch: FlatBatch) -> Layout:
         window = window_of(self.model.config.get_text_config(decoder=True))
-        if self._layout in ("grouped", "flex") and window is not None:
-            device = batch.input_ids.device
-            longest = attention_plan(batch.spans, device, lead_of(self.model)).longest
-            return self._layout if longest <= window else "padded"
-        return self._layout
+        if window is None or self._layout == "padded":
+            return self._layout
+        device = batch.input_ids.device
+        longest = attention_plan(batch.spans, device, lead_of(self.model)).longest
+        return self._layout if longest <= window else "padded"
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:

@@ -311,6 +311,10 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
             "autocast: dtype if reduced else None → dtype"
         ],
         "of one thing the first is the last": ["View.logps: 0 → -1"],
+        COST: [
+            "View._layout_of: window is None or self._layout == 'padded' → window is None",
+            "View._layout_of: 'padded' → 'padded_'",
+        ],
     },
     "rollout.choose": {
         ORDER_OF_A_SET: ["choose: (0.0, 1.0) → (1.0, 0.0)"],
