@@ -2,7 +2,8 @@
 
 ``mean_v log p_v = mean_v z_v − logsumexp(z)``, and the log-sum-exp of the logits ``z`` is there
 already: it is ``z_y − log p_y``. So what is left is a mean of logits, and without a soft cap that
-is the logit of the head's mean row: one product of N rows instead of N·V logits.
+is the logit of the head's mean row: one product of N rows instead of N·V logits. `predict` chooses
+among this and what `logps` gives.
 """
 
 from __future__ import annotations
