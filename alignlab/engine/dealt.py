@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from alignlab.tensors import FlatBatch
 
 T = TypeVar("T")
+
+SLAB = 4096  # prompts of a process whose tokens are held, and whose outputs are gathered, at a time
 
 
 @dataclass(frozen=True)
@@ -109,19 +112,43 @@ class Dealt:
             together(self.workers, here)
         return [out[place] for place in range(len(mine))]
 
+    def shared(
+        self,
+        view: str,
+        groups: Sequence[TokenGroup],
+        read: Callable[[View, FlatBatch], Sequence[T]],
+    ) -> list[list[T]]:
+        """What ``read`` gives for each completion of ``groups``, which every process knows.
+
+        The passes are shared out; every process gets all that came of them, in order.
+        """
+        slab = SLAB * self.workers.world
+        found: list[list[T]] = []
+        for start in range(0, len(groups), slab):
+            mine = self.workers.share(groups[start : start + slab])
+            found += self.workers.whole(self.read(view, mine, read))
+        return found
+
     def logps(
         self, view: str, mine: Sequence[TokenGroup], temperature: float = 1.0
     ) -> list[list[np.ndarray]]:
         """Log-probabilities (L,) float32, nats, of the targets of every completion."""
-
-        def read(active: View, batch: FlatBatch) -> Sequence[np.ndarray]:
-            return per_completion(active.logps(batch, temperature=temperature).float(), batch)
-
-        return self.read(view, mine, read)
+        return self.read(view, mine, partial(target_logps, temperature=temperature))
 
     def scores(self, view: str, mine: Sequence[TokenGroup]) -> list[list[float]]:
         """Scalar of every completion."""
-        return self.read(view, mine, lambda active, batch: active.scores(batch).float().tolist())
+        return self.read(view, mine, scalars)
+
+
+def target_logps(view: View, batch: FlatBatch, temperature: float = 1.0) -> list[np.ndarray]:
+    """Log-probabilities (L,) float32, nats, of the targets of every completion of a batch."""
+    return per_completion(view.logps(batch, temperature=temperature).float(), batch)
+
+
+def scalars(view: View, batch: FlatBatch) -> list[float]:
+    """Scalar of every completion of a batch."""
+    found: list[float] = view.scores(batch).float().tolist()
+    return found
 
 
 def per_completion(values: Tensor, batch: FlatBatch) -> list[np.ndarray]:

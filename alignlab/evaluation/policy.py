@@ -155,8 +155,7 @@ class Policy:
             values = per_completion(view.logps(batch).double(), batch)
             return [Scores(x, found) for x, found in zip(values, best, strict=True)]
 
-        workers = self.dealt.workers
-        out = workers.whole(self.dealt.read(self.view, workers.share(groups), read))
+        out = self.dealt.shared(self.view, groups, read)
         self.usage.scored += sum(map(group_tokens, groups))
         self.usage.completions += sum(len(g.completions) for g in groups)
         return out

@@ -216,6 +216,7 @@ class Evaluate(Stage):
         self, dealt: Dealt, groups: Sequence[PromptGroup], tokenization: Tokenization
     ) -> float | None:
         """Policy's mean NLL (nats per token) on the human continuations of the same prompts."""
+        from alignlab.engine.dealt import target_logps
         from alignlab.stages.sft import demonstrations
 
         human = [
@@ -224,8 +225,7 @@ class Evaluate(Stage):
             if g.meta.get("reference")
         ] or [g for g in groups if g.completions]
         tokens: list[TokenGroup] = tokenization.groups(demonstrations(human))
-        mine = dealt.logps("policy", dealt.workers.share(tokens))
-        found = [*chain(*dealt.workers.whole(mine))]
+        found = [*chain(*dealt.shared("policy", tokens, target_logps))]
         count = sum(map(len, found))
         return -sum(float(x.sum(dtype=float)) for x in found) / count if count else None
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alignlab import interruption
 from alignlab.data.pack import flatten
 from alignlab.data.template import Tokenization
+from alignlab.engine.dealt import Dealt
 from alignlab.errors import ConfigError, DataError
 from alignlab.models.auto import encodes
 from alignlab.spec import Spec, build
@@ -73,7 +74,6 @@ def fisher(anchor: EWC | Asked, scene: Scene, changes: Sequence[Change]) -> list
 
 def rows_of(anchor: EWC | Asked, scene: Scene) -> list[TokenGroup]:
     """The rows that the information is about, with the labels asked for."""
-    from alignlab.rollout.rollout import sample_rollout
     from alignlab.rollout.sampling import Sampling
 
     tokenization = Tokenization(scene.backbone.tokenizer, anchor.max_prompt, anchor.max_completion)
@@ -85,9 +85,9 @@ def rows_of(anchor: EWC | Asked, scene: Scene) -> list[TokenGroup]:
         sampling = Sampling(
             max_new_tokens=anchor.max_completion, temperature=1.0, top_p=1.0, top_k=0, batch=256
         )
-        with scene.backbone.view(scene.view) as view:
-            rollout = sample_rollout(view, prompts, tokenization, sampling, 1, scene.seed, step=0)
-        groups = list(rollout.groups)
+        dealt = Dealt(scene.backbone, scene.engine.workers(), scene.engine.budget)
+        rollout = dealt.sample(scene.view, prompts, tokenization, sampling, 1, scene.seed)
+        groups = dealt.workers.whole(rollout.groups)
     if not groups:
         raise DataError(
             f"anchor: the split '{anchor.split}' of its data has no row to learn from what matters."

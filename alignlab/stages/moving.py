@@ -50,12 +50,9 @@ class MovingReference:
 
     def sums(self, groups: Sequence[TokenGroup]) -> Tensor:
         """Log-probabilities (C,) of all completions of ``groups`` as it is now (nats)."""
-        import torch
-
         from alignlab.stages.reference import completion_sums
 
-        with torch.no_grad():
-            return completion_sums(self.backbone, "reference", groups, self.engine)
+        return completion_sums(self.backbone, "reference", groups, self.engine)
 
     def follow(self, step: int) -> None:
         """Move towards the policy, if ``step`` (from 1) is one after which that is done."""

@@ -232,23 +232,25 @@ def shared_outputs(
     backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine, read: Any
 ) -> list[Tensor]:
     """`token_outputs` of groups that every process knows, the work dealt out among them."""
-    workers = engine.workers()
-    mine = workers.share(groups)
-    pieces = iter(token_outputs(backbone, view, mine, engine, read))
-    parts = [[next(pieces) for _ in group.completions] for group in mine]
-    return [piece for part in workers.whole(parts) for piece in part]
+    found = Dealt(backbone, engine.workers(), engine.budget).shared(view, groups, pieces_of(read))
+    return [piece for group in found for piece in group]
 
 
 def token_outputs(
     backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine, read: Any
 ) -> list[Tensor]:
     """Per-token outputs (log-probs, values) of every completion, without gradients."""
+    found = Dealt(backbone, engine.workers(), engine.budget).read(view, groups, pieces_of(read))
+    return [piece for group in found for piece in group]
+
+
+def pieces_of(read: Callable[[View, FlatBatch], Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """``read``, whose values (N,) are of a flat batch, with those of each completion apart."""
 
     def pieces(active: View, batch: FlatBatch) -> Sequence[Tensor]:
         return read(active, batch).float().cpu().split(batch.lengths.tolist())
 
-    found = Dealt(backbone, engine.workers(), engine.budget).read(view, groups, pieces)
-    return [piece for group in found for piece in group]
+    return pieces
 
 
 @dataclass(frozen=True)

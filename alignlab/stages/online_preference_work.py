@@ -103,13 +103,11 @@ class LiveReference:
     def sums(self, groups: Sequence[TokenGroup]) -> Tensor:
         """Log-probabilities (C,) of all completions of ``groups``, each summed (nats).
 
-        Of other groups than those of the rollout (KTO's mismatched ones) every process computes
-        all, so that they pass through the model alike.
+        Others than those of the rollout (KTO's mismatched ones) are computed anew.
         """
         known = [self.known.get(content(group)) for group in groups]
         if None in known:
-            with torch.no_grad():
-                return completion_sums(self.backbone, "reference", groups, self.engine)
+            return completion_sums(self.backbone, "reference", groups, self.engine)
         flat = [value for values in known if values is not None for value in values]
         return torch.tensor(flat, dtype=torch.float32, device=self.engine.workers().device)
 

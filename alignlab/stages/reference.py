@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from alignlab.data.pack import flatten
+from alignlab.engine.dealt import Dealt, target_logps
 from alignlab.files import beside
 from alignlab.images import identity, images_of
 from alignlab.objectives.stable import segment_sum
-from alignlab.stages.session import parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from alignlab.data.group import TokenGroup
     from alignlab.engine.distributed import Engine
-    from alignlab.models.backbone import Backbone
+    from alignlab.models.backbone import Backbone, View
     from alignlab.run import Run
+    from alignlab.tensors import FlatBatch
 
 
 class ReferenceLogps:
@@ -70,15 +71,8 @@ class ReferenceLogps:
 
     def compute(self, groups: Sequence[TokenGroup]) -> list[np.ndarray]:
         """Per-token log-probabilities of every completion of ``groups``, in order."""
-        out: dict[int, list[np.ndarray]] = {}
-        with torch.no_grad(), self.backbone.view("reference", alike=True) as view:
-            for positions, part in parts(groups, self.engine.budget):
-                batch = flatten(part).to(self.engine.workers().device)
-                logps = view.logps(batch).float().cpu().numpy()
-                pieces = iter(np.split(logps, np.cumsum(batch.lengths.cpu().numpy())[:-1]))
-                for position, group in zip(positions, part, strict=True):
-                    out[position] = [next(pieces) for _ in group.completions]
-        return [piece for i in range(len(groups)) for piece in out[i]]
+        dealt = Dealt(self.backbone, self.engine.workers(), self.engine.budget)
+        return [*chain(*dealt.shared("reference", groups, target_logps))]
 
     def tokens(self, groups: Sequence[TokenGroup]) -> list[np.ndarray]:
         """Cached per-token log-probabilities of every completion, in order."""
@@ -122,14 +116,16 @@ def write_atomically(path: Path, flat: np.ndarray) -> None:
 def completion_sums(
     backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine
 ) -> Tensor:
-    """Log-probabilities (C,) of all completions under ``view``, in the order of ``groups``."""
-    sums: dict[int, Tensor] = {}
-    with backbone.view(view, alike=True) as active:
-        for positions, part in parts(groups, engine.budget):
-            batch = flatten(part).to(engine.workers().device)
-            values = segment_sum(active.logps(batch), batch.target_completion, batch.completions)
-            first = 0
-            for position, group in zip(positions, part, strict=True):
-                sums[position] = values[first : first + len(group.completions)]
-                first += len(group.completions)
-    return torch.cat([sums[i] for i in range(len(groups))])
+    """Log-probabilities (C,) of all completions under ``view``, in order, without gradients.
+
+    Every process calls it with the same ``groups``; the passes are shared out.
+    """
+
+    def read(active: View, batch: FlatBatch) -> Sequence[float]:
+        logps = active.logps(batch)
+        found: list[float] = segment_sum(logps, batch.target_completion, batch.completions).tolist()
+        return found
+
+    workers = engine.workers()
+    found = Dealt(backbone, workers, engine.budget).shared(view, groups, read)
+    return torch.tensor([*chain(*found)], dtype=torch.float32, device=workers.device)

@@ -280,10 +280,15 @@ def scores_of(
     backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine
 ) -> Tensor:
     """Scores (C,) of all completions of ``groups``, in order, without gradients."""
-    from alignlab.rewards.learned import score_groups
+    from itertools import chain
 
-    with backbone.view(view, alike=True) as active:
-        return score_groups(active, groups, engine.budget, engine.workers().device)
+    import torch
+
+    from alignlab.engine.dealt import Dealt, scalars
+
+    workers = engine.workers()
+    found = Dealt(backbone, workers, engine.budget).shared(view, groups, scalars)
+    return torch.tensor([*chain(*found)], dtype=torch.float32, device=workers.device)
 
 
 def pair_accuracy(

@@ -80,7 +80,7 @@ class RewardBenchmark(Stage):
         """
         from alignlab.data.pack import group_tokens
         from alignlab.data.template import Tokenization
-        from alignlab.engine.dealt import Dealt, served
+        from alignlab.engine.dealt import Dealt, scalars, served
         from alignlab.evaluation.pairs import rows_of, summarise
         from alignlab.models.templates import template_hash
         from alignlab.stages.session import open_backbone
@@ -105,7 +105,7 @@ class RewardBenchmark(Stage):
         dealt = Dealt(backbone, workers, engine.budget)
         with served(backbone):
             for task, (groups, subsets) in self.load(inputs, tokenization, run, own).items():
-                found = workers.whole(dealt.scores("reward", workers.share(groups)))
+                found = dealt.shared("reward", groups, scalars)
                 scores = [score for part in found for score in part]
                 rows += rows_of(task, groups, scores, gain, subsets)
                 scored += groups

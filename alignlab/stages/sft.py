@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from alignlab.models.backbone import Backbone, View
     from alignlab.run import Run
     from alignlab.stages.session import Metrics, Packed
+    from alignlab.tensors import FlatBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,16 +239,15 @@ def loss(
 
 def mean_nll(backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine) -> float:
     """Mean negative log-likelihood in nats per completion token, without gradients."""
-    import torch
+    from itertools import chain
 
-    from alignlab.data.pack import flatten
-    from alignlab.stages.session import parts
+    from alignlab.engine.dealt import Dealt, target_logps
 
-    total, count = 0.0, 0
-    with torch.no_grad(), backbone.view(view, alike=True) as active:
-        for _, part in parts(groups, engine.budget):
-            logps = active.logps(flatten(part).to(engine.workers().device))
-            total, count = total - float(logps.double().sum()), count + len(logps)
-    if not count:
+    def read(active: View, batch: FlatBatch) -> list[tuple[float, int]]:
+        return [(float(x.sum(dtype=float)), len(x)) for x in target_logps(active, batch)]
+
+    found = Dealt(backbone, engine.workers(), engine.budget).shared(view, groups, read)
+    sums, counts = zip(*chain(*found), strict=True) if found else ((), ())
+    if not sum(counts):
         raise DataError("there is no held-out completion to measure the likelihood of.")
-    return total / count
+    return -sum(sums) / sum(counts)

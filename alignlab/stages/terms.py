@@ -72,16 +72,11 @@ class Terms:
         self, backbone: Backbone, groups: Sequence[TokenGroup], engine: Engine
     ) -> dict[str, Tensor]:
         """KTO's z₀ over the whole step, whose prompts come with other prompts' completions."""
-        import torch
-
         from alignlab.objectives.unpaired import kl_point
         from alignlab.stages.reference import completion_sums
 
-        if self.reference is None:
-            raise RuntimeError("a KL point needs a reference")
-        with torch.no_grad():
-            policy = completion_sums(backbone, "policy", groups, engine)
-        return {"kl_point": kl_point(policy - self.reference.sums(groups))}
+        policy = completion_sums(backbone, "policy", groups, engine)
+        return {"kl_point": kl_point(policy - self._reference().sums(groups))}
 
     def log_ratio_shift(
         self, backbone: Backbone, groups: Sequence[TokenGroup], engine: Engine
@@ -93,8 +88,7 @@ class Terms:
         from alignlab.stages.arrange import single_logps
         from alignlab.stages.reference import completion_sums
 
-        with torch.no_grad():
-            policy = completion_sums(backbone, "policy", groups, engine)
+        policy = completion_sums(backbone, "policy", groups, engine)
         ratios = policy - self._reference().sums(groups)
         single = single_logps(ratios, torch.ones_like(ratios), groups)
         return {"log_ratio_shift": log_ratio_shift(single.completion, single.desirable)}

@@ -284,8 +284,12 @@ BUGS = {
         "sft", "alignlab.stages.session", "self.count(chosen)", "self.count(mine)"
     ),
     "a KL point of this process's own rows": (
-        "kto", "alignlab.stages.terms", "mismatched(step, others), engine",
-        "engine.workers().share(mismatched(step, others)), engine",
+        "kto", "alignlab.stages.terms", "policy - self._reference().sums(groups))}",
+        "engine.workers().share(policy - self._reference().sums(groups)))}",
+    ),
+    "passes that were shared out, put together process by process": (
+        "bco", "alignlab.engine.dealt", "self.workers.whole(self.read(view, mine, read))",
+        "[x for part in self.workers.gather(self.read(view, mine, read)) for x in part]",
     ),
     "gradients that are not summed": (
         "dpo", "alignlab.engine.update", "self.workers.sum_gradients_(self.parameters)", "pass"
