@@ -108,6 +108,26 @@ def _attention_plan(spans: tuple[GroupSpan, ...], device: str, lead: Lead) -> At
     return _planned(rows, lead.length, ahead, device, _block)
 
 
+def plan_behind(
+    prompts: tuple[GroupSpan, ...],
+    tokens: int,
+    spans: tuple[GroupSpan, ...],
+    device: torch.device | str,
+) -> AttentionPlan:
+    """Plan of the completions of ``spans`` alone, behind the prompts of another flat batch.
+
+    The sequence is ``c₁₁ c₁₂ … c₂₁ …``; its lead are the keys of all ``tokens`` of the other batch,
+    in which the same prompts lie at ``prompts``.
+    """
+    rows: list[_Row] = []
+    end = 0
+    for other, span in zip(prompts, spans, strict=True):
+        for completion in span.completions:
+            start, end = end, end + completion[1] - completion[0]
+            rows.append(_Row((other.prompt[0] - tokens, other.prompt[1] - tokens), (start, end)))
+    return _planned(rows, tokens, 0, str(device), _block)
+
+
 @lru_cache(maxsize=32)
 def own_rows(lengths: tuple[int, ...], device: str) -> AttentionPlan:
     """Plan of rows that stand one after another, each token seeing all of its own row (encoders).

@@ -9,7 +9,10 @@ from alignlab.errors import ConfigError
 from alignlab.typed import Range
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
+
+    from alignlab.models.backbone import Backbone
 
 # The last product of a block's attention and of its feed-forward part, by architecture.
 _OUTPUTS = (
@@ -91,6 +94,29 @@ def set_attention_dropout(model: nn.Module, rate: float) -> int:
         else:
             setattr(module, name, rate)
     return len(known)
+
+
+def draws(backbone: Backbone, view: str, device: torch.device) -> bool:
+    """Whether a pass that trains ``view`` draws random numbers; makes one, of a blank batch."""
+    import torch
+
+    on_gpu = device.type == "cuda"
+
+    def state() -> Tensor:
+        return torch.cuda.get_rng_state(device) if on_gpu else torch.get_rng_state()
+
+    backbone.train_mode(True)
+    try:
+        with (
+            torch.random.fork_rng(devices=[device] if on_gpu else []),
+            torch.no_grad(),
+            backbone.view(view) as active,
+        ):
+            before = state()
+            active.nothing()
+            return not torch.equal(state(), before)
+    finally:
+        backbone.train_mode(False)
 
 
 def _attention_rate(block: nn.Module) -> tuple[nn.Module, str] | None:

@@ -8,7 +8,7 @@ checkpointing sees the same one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ from alignlab.models.flex import FlexPlan, flex_attend
 NAME = "alignlab_grouped"
 PLAN = "alignlab_plan"
 LEAD = "alignlab_lead"  # keys and values before those of the sequence, (1, heads, v, dim) per layer
+KEEP = "alignlab_keep"  # where the keys and values of every layer are put, without gradient
+
+Lead = Sequence[tuple[Tensor, Tensor]] | Mapping[int, tuple[Tensor, Tensor]]  # by layer
 
 
 def _gather(x: Tensor, index: Tensor | None) -> Tensor:
@@ -49,7 +52,8 @@ def grouped_attention(
         ``(1, T, heads, dim)`` and no attention weights.
     """
     plan: AttentionPlan | FlexPlan | None = kwargs.pop(PLAN, None)
-    lead: Sequence[tuple[Tensor, Tensor]] | None = kwargs.pop(LEAD, None)
+    lead: Lead | None = kwargs.pop(LEAD, None)
+    keep: MutableMapping[int, tuple[Tensor, Tensor]] | None = kwargs.pop(KEEP, None)
     if plan is None:
         if is_placeholder(attention_mask) and query.shape[2] > 1:
             raise RuntimeError("The layout plan was lost on the way to the attention function.")
@@ -65,6 +69,8 @@ def grouped_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     _check(plan, query, kwargs)
+    if keep is not None:
+        keep[int(module.layer_idx)] = key.detach(), value.detach()  # type: ignore[arg-type]
     if lead is not None:
         key, value = (
             torch.cat([own.to(x.dtype), x], 2)

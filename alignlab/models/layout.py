@@ -30,6 +30,8 @@ from alignlab.tensors import FlatBatch, GroupSpan
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from alignlab.models.kept_prompts import KeptPrompts
+
 # Of encoders: "packed" or "padded" rows (`alignlab.models.encoder_rows`).
 Layout = Literal["grouped", "flex", "padded", "packed"]
 
@@ -221,11 +223,16 @@ def _padded_plan(spans: tuple[GroupSpan, ...], device: str) -> PaddedPlan:
 
 
 def hidden_states(
-    model: PreTrainedModel, batch: FlatBatch, layout: Layout, noise: EmbeddingNoise | None = None
+    model: PreTrainedModel,
+    batch: FlatBatch,
+    layout: Layout,
+    noise: EmbeddingNoise | None = None,
+    keep: KeptPrompts | None = None,
 ) -> Tensor:
     """Last hidden states ``(T, H)`` of the flat batch (after the final norm, before the head).
 
-    ``noise`` disturbs the embeddings, in both layouts alike.
+    ``noise`` disturbs the embeddings, in both layouts alike. A *grouped* pass without it leaves its
+    prompts in ``keep``.
     """
     if noise is not None:
         by_row = layout == "padded" and sight_of(model) is None  # what sees embeds flat tokens
@@ -243,8 +250,13 @@ def hidden_states(
             model, batch.input_ids, batch.position_ids, batch.spans, batch.images,
             flex=layout == "flex",
         )  # fmt: skip
+        if keep is not None and layout == "grouped":
+            inputs |= keep.arguments(model, batch)
         hidden: Tensor = backbone(**inputs, use_cache=False)[0][0]
-        return hidden[-batch.tokens :]  # behind virtual tokens, if there are any
+        hidden = hidden[-batch.tokens :]  # behind virtual tokens, if there are any
+        if keep is not None:
+            keep.take(hidden)
+        return hidden
     plan = padded_plan(batch.spans, batch.input_ids.device)
     if sight_of(model) is None:
         inputs = padded_inputs(model, batch.input_ids[plan.row_index], plan.mask)

@@ -13,6 +13,7 @@ from torch import Tensor
 from alignlab.models.attention_plan import attention_plan
 from alignlab.models.auto import encodes
 from alignlab.models.encoder_rows import pooled_states
+from alignlab.models.kept_prompts import KeptPrompts, states_behind
 from alignlab.models.layout import Layout, hidden_states, window_of
 from alignlab.models.logps import Head, head_of
 from alignlab.models.smoothing import predict
@@ -71,13 +72,39 @@ class View:
         return Features(at_targets=at_targets, at_ends=at_ends)
 
     def logps(
-        self, batch: FlatBatch, *, temperature: float = 1.0, noise: EmbeddingNoise | None = None
+        self,
+        batch: FlatBatch,
+        *,
+        temperature: float = 1.0,
+        noise: EmbeddingNoise | None = None,
+        keep: KeptPrompts | None = None,
     ) -> Tensor:
         """Log-probability (nats) of every target ``(N,)``, at a sampling temperature.
 
-        ``noise`` disturbs the embeddings of this pass.
+        ``noise`` disturbs the embeddings of this pass; ``keep`` is left its prompts, if they fit.
         """
-        return self._pass(batch, lambda hidden: self._predict(hidden, batch, temperature)[0], noise)
+
+        def read(hidden: Tensor) -> Tensor:
+            return self._predict(hidden, batch, temperature)[0]
+
+        return self._pass(batch, read, noise, keep)
+
+    def logps_behind(self, batch: FlatBatch, kept: KeptPrompts) -> Tensor:
+        """`logps` without gradients of completions of the prompts, in order, that a pass kept.
+
+        The prompts pass through the model again where that pass kept nothing.
+        """
+        with torch.no_grad():
+            if kept.states is None or self._layout_of(batch) != "grouped":
+                return self.logps(batch)
+
+            def compute() -> Tensor:
+                # Nothing remembered: copies of trained weights would stay until the backward pass.
+                with autocast(self.model.device, self._dtype, remember=False):
+                    states, index = states_behind(self.model, batch, kept)
+                    return self._predict(states, batch, 1.0, index=index)[0]
+
+            return self._run(compute)
 
     def logps_mean(
         self, batch: FlatBatch, *, noise: EmbeddingNoise | None = None
@@ -154,13 +181,17 @@ class View:
         return self._head
 
     def _pass(
-        self, batch: FlatBatch, read: Callable[[Tensor], T], noise: EmbeddingNoise | None = None
+        self,
+        batch: FlatBatch,
+        read: Callable[[Tensor], T],
+        noise: EmbeddingNoise | None = None,
+        keep: KeptPrompts | None = None,
     ) -> T:
         """``read`` the hidden states ``(T, H)`` of one forward pass."""
 
         def compute() -> T:
             with self._arithmetic():
-                hidden = hidden_states(self.model, batch, self._layout_of(batch), noise)
+                hidden = hidden_states(self.model, batch, self._layout_of(batch), noise, keep)
             return read(hidden)
 
         if encodes(self.model.config):
@@ -184,8 +215,9 @@ class View:
         *,
         entropy: bool = False,
         mean: bool = False,
+        index: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        hidden = hidden.index_select(0, batch.predictor_index)
+        hidden = hidden.index_select(0, batch.predictor_index if index is None else index)
         with self._arithmetic():
             if self._predictor is not None:
                 return self._predictor(hidden, batch.target_ids, temperature, entropy, mean)

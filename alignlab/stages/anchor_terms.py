@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from alignlab.engine.distributed import Engine
     from alignlab.engine.work import Work
     from alignlab.models.backbone import Backbone, View
-    from alignlab.stages.session import Metrics
+    from alignlab.stages.packed import Metrics
 
 Importance = Callable[[Sequence[Change]], Sequence[Tensor]]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from alignlab.models.view import View
     from alignlab.stages.anchor_terms import Scene
     from alignlab.stages.anchors import Distillation
-    from alignlab.stages.session import Metrics
+    from alignlab.stages.packed import Metrics
     from alignlab.tensors import FlatBatch
 
 START = "start"  # the view of the starting model

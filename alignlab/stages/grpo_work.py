@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from alignlab.stages.grpo import GRPO
     from alignlab.stages.online import Experience, OnlinePack, Scorer
     from alignlab.stages.outside import Outside
-    from alignlab.stages.session import Metrics
+    from alignlab.stages.packed import Metrics
 
 
 class GRPOWork:

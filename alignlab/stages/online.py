@@ -23,7 +23,8 @@ from alignlab.rewards.thinking import graded
 from alignlab.rollout.thoughts import Thought, thoughts_of
 from alignlab.spec import Spec, build
 from alignlab.stages.judges import Judges
-from alignlab.stages.session import Metrics, inspect, keep_card, parts
+from alignlab.stages.packed import Metrics
+from alignlab.stages.session import inspect, keep_card, parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,7 @@ import torch
 
 if TYPE_CHECKING:
     from alignlab.stages.online import Experience
-    from alignlab.stages.session import Metrics
+    from alignlab.stages.packed import Metrics
 
 
 def rollout_metrics(experience: Experience) -> Metrics:

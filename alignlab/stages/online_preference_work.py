@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from alignlab.stages.online import Experience
     from alignlab.stages.online_preference import OnlinePreference
     from alignlab.stages.online_stage import Setting
-    from alignlab.stages.session import Metrics, Packed
+    from alignlab.stages.packed import Metrics, Packed
 
 
 class Ranks(Scorer):

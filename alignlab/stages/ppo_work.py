@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from alignlab.models.backbone import Backbone, View
     from alignlab.stages.online import Experience, Scorer
     from alignlab.stages.outside import Outside
+    from alignlab.stages.packed import Metrics
     from alignlab.stages.ppo import PPO
-    from alignlab.stages.session import Metrics
 
 
 class PPOWork:

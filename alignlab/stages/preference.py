@@ -186,10 +186,21 @@ class Preference(Stage):
     def _work(
         self, groups: Sequence[TokenGroup], terms: Terms, backbone: Backbone, engine: Engine
     ) -> OfflineWork:
+        from alignlab.models.dropout import draws
+        from alignlab.stages.packed import Late
         from alignlab.stages.session import OfflineWork
 
         def statistics(step: Sequence[TokenGroup]) -> Mapping[str, Tensor]:
             return terms.statistics(step, groups, backbone, engine)
+
+        device = engine.workers().device
+
+        def late(step: Sequence[TokenGroup]) -> Late:
+            return terms.late(step, groups, device)
+
+        # A statistic is of the policy as it is: not of a pass that noise or dropout disturbs.
+        apart = not terms.need.has_statistics or engine.zero or self.neftune_alpha is not None
+        apart = apart or draws(backbone, "policy", device)
 
         return OfflineWork(
             groups,
@@ -200,6 +211,7 @@ class Preference(Stage):
             count=terms.count,
             loss_of=terms.loss,
             statistics=statistics if terms.need.has_statistics else None,
+            late_of=None if apart else late,
             extra_of=terms.reference_logps if terms.reference else None,
             neftune_alpha=self.neftune_alpha,
             memory=terms.reference if isinstance(terms.reference, MovingReference) else None,

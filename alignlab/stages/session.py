@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -18,6 +18,7 @@ from alignlab.data.pack import flatten, fullness, group_tokens, pack
 from alignlab.data.steps import TokenSteps, shown
 from alignlab.engine.work import Micro
 from alignlab.run import Store
+from alignlab.stages.packed import Packed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,13 +34,10 @@ if TYPE_CHECKING:
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone, View
     from alignlab.models.load import BackboneConfig
-    from alignlab.models.noise import EmbeddingNoise
     from alignlab.run import Run
-    from alignlab.tensors import FlatBatch
+    from alignlab.stages.packed import Late, Metrics
 
 PACKED = 20  # steps that the record's packing is the mean of
-
-Metrics = dict[str, tuple[Any, float]]
 
 
 def open_backbone(
@@ -157,17 +155,6 @@ def cache_of(run: Run) -> Path:
     return Store(run.path.parent).cache
 
 
-@dataclass(frozen=True)
-class Packed:
-    """One micro-batch and the statistics of the step that it belongs to."""
-
-    batch: FlatBatch
-    groups: tuple[TokenGroup, ...]
-    count: float  # units of the whole step, over all micro-batches and ranks
-    extra: Mapping[str, Tensor] = field(default_factory=dict)
-    noise: EmbeddingNoise | None = None  # on the embeddings, of the pass that trains alone
-
-
 class Memory(Protocol):
     """Something that a training carries from step to step beside the weights that it trains."""
 
@@ -187,7 +174,8 @@ class OfflineWork:
     ``count`` gives the number of loss units in a step's groups and ``loss_of`` the sum of unit
     losses of one micro-batch divided by it, so neither packing nor accumulation can change it.
     ``statistics``, if given, computes what must be known about the whole step before its first
-    micro-batch (KTO's KL point), as tensors handed to every micro-batch.
+    micro-batch (KTO's KL point), as tensors handed to every micro-batch. With ``late_of``, a step
+    that is a single micro-batch finds them in the pass that trains, and a pass is saved.
     """
 
     groups: Sequence[TokenGroup]
@@ -199,6 +187,7 @@ class OfflineWork:
     loss_of: Callable[[View, Packed], tuple[Tensor, Metrics]]
     statistics: Callable[[Sequence[TokenGroup]], Mapping[str, Tensor]] | None = None
     extra_of: Callable[[Sequence[TokenGroup]], Mapping[str, Tensor]] | None = None
+    late_of: Callable[[Sequence[TokenGroup]], Late] | None = None
     memory: Memory | None = None  # what is carried from step to step, if anything
     neftune_alpha: float | None = None  # noise on the embeddings, None = none
 
@@ -237,8 +226,13 @@ class OfflineWork:
 
         workers = self.engine.workers()
         chosen = self.chosen(step)
-        statistics = dict(self.statistics(chosen)) if self.statistics else {}
         mine, rows = workers.share(chosen), workers.share(self.rows(step))
+        packed = list(parts(mine, self.engine.budget))
+        late, statistics = None, {}
+        if self.late_of is not None and workers.world == len(packed) == 1:
+            late = self.late_of(packed[0][1])
+        elif self.statistics is not None:
+            statistics = dict(self.statistics(chosen))
         return [
             Micro(
                 view=self.view,
@@ -248,11 +242,12 @@ class OfflineWork:
                     count=self.count(chosen),
                     extra={**statistics, **(dict(self.extra_of(part)) if self.extra_of else {})},
                     noise=noise_of(self.neftune_alpha, self.seed, step, [rows[p] for p in places]),
+                    late=late,
                 ),
                 tokens=sum(group_tokens(g) for g in part),
                 label="rows " + ", ".join(str(g.row) for g in part[:8]),
             )
-            for places, part in parts(mine, self.engine.budget)
+            for places, part in packed
         ]
 
     def packing(self, steps: int) -> dict[str, float]:

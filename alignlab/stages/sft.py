@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone, View
     from alignlab.run import Run
-    from alignlab.stages.session import Metrics, Packed
+    from alignlab.stages.packed import Metrics, Packed
     from alignlab.tensors import FlatBatch
 
 

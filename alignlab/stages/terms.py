@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from alignlab.data.group import TokenGroup
     from alignlab.engine.distributed import Engine
     from alignlab.models.backbone import Backbone, View
+    from alignlab.models.kept_prompts import KeptPrompts
     from alignlab.objectives.declaration import Declaration
-    from alignlab.stages.session import Metrics, Packed
+    from alignlab.stages.packed import Late, Metrics, Packed
 
 
 class Reference(Protocol):
@@ -78,28 +80,61 @@ class Terms:
         policy = completion_sums(backbone, "policy", groups, engine)
         return {"kl_point": kl_point(policy - self._reference().sums(groups))}
 
+    def late(
+        self,
+        step: Sequence[TokenGroup],
+        others: Sequence[TokenGroup],
+        device: torch.device | str,
+    ) -> Late:
+        """What `loss` needs to find the `statistics` of a step that is one micro-batch."""
+        from alignlab.data.pack import flatten
+        from alignlab.stages.packed import Late, Mismatched
+        from alignlab.stages.pairing import mismatched
+
+        if not self.need.needs_kl_point:
+            return Late()
+        groups = mismatched(step, others)
+        sums = self._reference().sums(groups)
+        return Late(Mismatched(flatten(groups).to(device), sums))
+
+    def _found_late(
+        self, view: View, late: Late, kept: KeptPrompts, sums: Tensor, packed: Packed
+    ) -> dict[str, Tensor]:
+        """The `statistics` of a step, out of the pass that trains on all of it."""
+        from alignlab.objectives.stable import segment_sum
+        from alignlab.objectives.unpaired import kl_point
+
+        found: dict[str, Tensor] = {}
+        if late.mismatched is not None:
+            batch, reference = late.mismatched.batch, late.mismatched.reference
+            logps = view.logps_behind(batch, kept)
+            other = segment_sum(logps, batch.target_completion, batch.completions)
+            found["kl_point"] = kl_point(other - reference)
+        if self.need.needs_shift:
+            found |= shift_of(sums.detach() - packed.extra["reference"], packed.groups)
+        return found
+
     def log_ratio_shift(
         self, backbone: Backbone, groups: Sequence[TokenGroup], engine: Engine
     ) -> dict[str, Tensor]:
         """BCO's shift over all completions with a thumb of the whole step."""
-        import torch
-
-        from alignlab.objectives.unpaired import log_ratio_shift
-        from alignlab.stages.arrange import single_logps
         from alignlab.stages.reference import completion_sums
 
         policy = completion_sums(backbone, "policy", groups, engine)
-        ratios = policy - self._reference().sums(groups)
-        single = single_logps(ratios, torch.ones_like(ratios), groups)
-        return {"log_ratio_shift": log_ratio_shift(single.completion, single.desirable)}
+        return shift_of(policy - self._reference().sums(groups), groups)
 
     def loss(self, view: View, packed: Packed) -> tuple[Tensor, Metrics]:
         """Loss of one micro-batch over the units of the whole step, and the usual metrics."""
+        from alignlab.models.kept_prompts import KeptPrompts
         from alignlab.objectives.stable import segment_sum
 
-        batch = packed.batch
-        logps = view.logps(batch, noise=packed.noise)
+        batch, late, kept = packed.batch, packed.late, KeptPrompts()
+        keeps = late is not None and late.mismatched is not None
+        logps = view.logps(batch, noise=packed.noise, keep=kept if keeps else None)
         sums = segment_sum(logps, batch.target_completion, batch.completions)
+        if late is not None:
+            found = self._found_late(view, late, kept, sums, packed)
+            packed = replace(packed, extra={**packed.extra, **found})
         reference = packed.extra.get("reference")
         losses, metrics = self.apply(sums, reference, batch.lengths, packed)
         return losses.sum() / packed.count, metrics
@@ -161,6 +196,15 @@ class Terms:
             known = self.statistics(groups, others, backbone, engine)
             metrics["loss"] = self._losses(sums, reference, lengths, groups, known)
         return {name: float(values.double().mean()) for name, values in metrics.items()}
+
+
+def shift_of(ratios: Tensor, groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
+    """BCO's shift from the log-ratios (C,) of all completions of a step."""
+    from alignlab.objectives.unpaired import log_ratio_shift
+    from alignlab.stages.arrange import single_logps
+
+    single = single_logps(ratios, ratios.new_ones(len(ratios)), groups)
+    return {"log_ratio_shift": log_ratio_shift(single.completion, single.desirable)}
 
 
 STATISTICS = ("kl_point", "log_ratio_shift")  # of a whole step, made before its first micro-batch

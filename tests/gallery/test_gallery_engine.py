@@ -36,11 +36,13 @@ from alignlab.engine.state import TrainState
 from alignlab.errors import ConfigError, TrainingError
 from alignlab.launch.execute import execute
 from alignlab.launch.task import Place, Task
+from alignlab.models.backbone import Backbone
 from alignlab.models.load import resolve
 from alignlab.plan import Plan
 from alignlab.rollout.unfinished import rollout_file
 from alignlab.run import Run, Store
 from alignlab.stages import sft
+from alignlab.stages.annotate import read
 from alignlab.stages.reward import scores_of
 from alignlab.stages.session import open_backbone
 
@@ -336,11 +338,21 @@ def test_evaluation_changes_the_training(
 )
 @catches(
     "alignlab.stages.sft",
-    "total - float(logps.double().sum()), count + len(logps)",
-    "total - float(logps.double().mean()), count + 1",
+    "return -sum(sums) / sum(counts)",
+    "return -sum(total / count for total, count in zip(sums, counts)) / len(sums)",
 )
 def test_evaluation_loss_as_mean_of_means(chain: Chain) -> None:
     """huggingface/transformers#41898, keras-team/keras-hub#2958: short batches weighed too much."""
+    groups = read(chain.annotations, "train")[:5]
+    backbone = Backbone.load(chain.lab.stage("sft").backbone, chain.lab.store.cache)
+    backbone.add("policy", source=chain.sft.model_dir, trainable=False)
+    model = plain_model(chain.sft.model_dir, chain.lab.store.cache)
+    with torch.no_grad():
+        tokens = torch.cat([token_logps(model, g.prompt, c) for g in groups for c in g.completions])
+    found = sft.mean_nll(
+        backbone, "policy", groups, dataclasses.replace(chain.lab.engine, token_budget=SMALL)
+    )
+    assert found == pytest.approx(-float(tokens.double().mean()), abs=1e-5)
     several = {"data__validation": 0.3}  # more than one batch to take a mean of
     cut, whole = (train(chain, steps=1, token_budget=b, **several).summary() for b in (SMALL, 4096))
     assert cut["validation_nll"] == pytest.approx(whole["validation_nll"], abs=1e-6)

@@ -27,7 +27,7 @@ from alignlab.models.grouped_attention import register
 from alignlab.models.view import View
 from alignlab.objectives.declaration import declaration
 from alignlab.objectives.stable import segment_sum
-from alignlab.stages.session import Packed
+from alignlab.stages.packed import Packed
 from alignlab.stages.terms import Terms
 from alignlab.tensors import GroupLogps, PairLogps, SingleLogps
 

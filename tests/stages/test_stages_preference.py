@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,8 @@ from stage_lab import (
 )
 
 from alignlab.errors import ConfigError, DataError
+from alignlab.models.backbone import Backbone
+from alignlab.models.view import View
 from alignlab.run import Run
 from alignlab.spec import function
 from alignlab.stages import session
@@ -307,18 +310,79 @@ def test_mismatched_prompts_may_have_other_numbers_of_completions(chain: Chain) 
 
 def test_kto_carries_no_reference_through_training(chain: Chain, monkeypatch) -> None:
     views = []
-    from alignlab.stages.terms import Terms as Real
+    real = Backbone.view
 
-    real = Real.kl_point
+    def view(self, name, **options):
+        views.append((name, self.views))
+        return real(self, name, **options)
 
-    def kl_point(self, backbone, groups, engine):
-        views.append(backbone.views)
-        return real(self, backbone, groups, engine)
-
-    monkeypatch.setattr(Real, "kl_point", kl_point)
+    monkeypatch.setattr(Backbone, "view", view)
     stage, inputs = chain.prefer(objective=objective("kto"), steps=2)
+    shutil.rmtree(chain.lab.store.cache / "reference", ignore_errors=True)
     chain.lab.run(stage, inputs)
-    assert views == [("policy",)] * 3  # of two steps, and of the evaluation at the end
+    names = [name for name, _ in views]
+    assert names.count("reference") == 2  # on the pairs, and on the mismatched ones
+    trained = views[len(names) - names[::-1].index("reference") :]
+    assert set(trained) == {("policy", ("policy",))}
+    assert len(trained) > 3  # two steps, and the evaluation at the end
+
+
+class Passes:
+    """Tokens of every pass of the policy, as a step makes them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kinds: list[str] = []
+        for name in ("logps", "logps_behind"):
+            monkeypatch.setattr(View, name, self.noting(name, getattr(View, name)))
+
+    def noting(self, kind: str, real: Any) -> Any:
+        def noted(view: View, *args: Any, **options: Any) -> Any:
+            if view.name == "policy":
+                self.kinds.append(kind if torch.is_grad_enabled() else f"{kind}, no gradient")
+            return real(view, *args, **options)
+
+        return noted
+
+
+@pytest.mark.parametrize("name", ["kto", "bco"])
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("one", {}),
+        ("several", {}),
+        ("dropout", {"backbone__adapter__rank": 4, "backbone__adapter__dropout": 0.1}),
+        ("noise", {"neftune_alpha": 5.0}),
+    ],
+)
+def test_a_step_that_is_one_micro_batch_finds_its_statistics_itself(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, name: str, what: str, changes: dict[str, Any]
+) -> None:
+    """Unless a pass that trains is not that of the policy as it is."""
+    stage, inputs = chain.prefer(objective=objective(name), steps=2, **changes)
+    budget = 60 if what == "several" else 4096
+    seen = Passes(monkeypatch)
+    steps: list[list[str]] = []
+    real = session.OfflineWork.micros
+
+    def micros(self, step):
+        steps.append(seen.kinds)
+        seen.kinds = []
+        found = real(self, step)
+        assert (len(found) == 1) == (what != "several")
+        assert all((micro.data.late is not None) == (what == "one") for micro in found)
+        return found
+
+    monkeypatch.setattr(session.OfflineWork, "micros", micros)
+    run = chain.lab.run(stage, inputs, token_budget=budget)
+    of_step = steps[1]
+    own = {"kto": ["logps", "logps_behind"], "bco": ["logps"]}[name]
+    if what == "one":
+        assert of_step == own
+    else:
+        assert of_step.count("logps, no gradient") == of_step.count("logps") > 0
+        assert "logps_behind" not in of_step
+    key = {"kto": "kl_point", "bco": "log_ratio_shift"}[name]
+    assert all(math.isfinite(row[key]) for row in run.metrics("train"))
 
 
 def test_kto_with_one_prompt_per_step_is_refused(chain: Chain) -> None:
