@@ -109,10 +109,7 @@ def _attention_plan(spans: tuple[GroupSpan, ...], device: str, lead: Lead) -> At
 
 
 def plan_behind(
-    prompts: tuple[GroupSpan, ...],
-    tokens: int,
-    spans: tuple[GroupSpan, ...],
-    device: torch.device | str,
+    prompts: tuple[GroupSpan, ...], tokens: int, spans: tuple[GroupSpan, ...], device: str
 ) -> AttentionPlan:
     """Plan of the completions of ``spans`` alone, behind the prompts of another flat batch.
 
@@ -125,7 +122,7 @@ def plan_behind(
         for completion in span.completions:
             start, end = end, end + completion[1] - completion[0]
             rows.append(_Row((other.prompt[0] - tokens, other.prompt[1] - tokens), (start, end)))
-    return _planned(rows, tokens, 0, str(device), _block)
+    return _planned(rows, tokens, 0, device, _block)
 
 
 @lru_cache(maxsize=32)

@@ -78,13 +78,14 @@ def states_behind(
     place[own] = len(batch.spans) + np.arange(len(own))
     tokens = torch.from_numpy(own).to(device)
     total = next(iter(kept.keys_values.values()))[0].shape[2]
+    plan = plan_behind(kept.spans, total, batch.spans, str(device))
     backbone: Any = decoder_of(model)
     hidden = backbone(
         input_ids=batch.input_ids.index_select(0, tokens)[None],
         position_ids=batch.position_ids.index_select(0, tokens)[None],
         attention_mask=placeholder_mask(device),
         use_cache=False,
-        **{PLAN: plan_behind(kept.spans, total, batch.spans, device), LEAD: kept.keys_values},
+        **{PLAN: plan, LEAD: kept.keys_values},
     )[0][0]
     states = torch.cat([kept.states.to(hidden.dtype), hidden])
     return states, torch.from_numpy(place).to(device).index_select(0, batch.predictor_index)

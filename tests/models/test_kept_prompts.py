@@ -8,8 +8,9 @@ import pytest
 import torch
 from model_cases import SIZES, architecture, backbone_config, make_batch, perturb, random_model
 
-from alignlab.models.attention_plan import plan_behind
+from alignlab.models.attention_plan import attention_plan, plan_behind
 from alignlab.models.backbone import Backbone
+from alignlab.models.grouped_attention import KEEP, PLAN, grouped_attention
 from alignlab.models.kept_prompts import KeptPrompts, states_behind
 from alignlab.models.soft_prompts import PrefixTuning, PromptTuning
 from alignlab.models.view import View
@@ -51,6 +52,11 @@ def test_a_plan_behind_by_hand() -> None:
     assert plan.output_index.tolist() == [4, 0, 1, 2, 3]
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "completions behind kept prompts",
+    "log-probs behind the prompts that another pass kept are those of a whole pass, to 1e-5",
+)
 @pytest.mark.parametrize(
     "kind", ["llama", "qwen3", "gemma2", "gpt2", "gpt_neox", "phi", "cohere", "mixtral"]
 )
@@ -69,7 +75,19 @@ def test_what_is_behind_kept_prompts_is_what_stands_behind_prompts(kind: str) ->
         torch.testing.assert_close(found, view.logps(other), rtol=1e-5, atol=1e-5)
 
 
-def test_the_prompts_do_not_pass_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_layer_keeps_is_its_keys_and_values_without_gradient() -> None:
+    layer = torch.nn.Identity()
+    layer.layer_idx = 3  # type: ignore[assignment]
+    plan = attention_plan((GroupSpan((0, 2), ((2, 3),)),), "cpu")
+    query, key, value = (torch.randn(1, 2, 3, 4, requires_grad=True) for _ in range(3))
+    keep: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    grouped_attention(layer, query, key, value, None, **{PLAN: plan, KEEP: keep})
+    assert list(keep) == [3]
+    assert [x.data_ptr() for x in keep[3]] == [key.data_ptr(), value.data_ptr()]  # no copies
+    assert not any(x.requires_grad for x in keep[3])
+
+
+def test_the_prompts_do_not_pass_again() -> None:
     model = random_model(architecture("llama"))
     view, (one, other) = view_of(model), batches()
     kept, tokens = KeptPrompts(), []

@@ -227,7 +227,8 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
     },
     "models.grouped_attention": {
         "the index of a layer is an integer, which torch's annotation does not say": [
-            "grouped_attention: int(module.layer_idx) → module.layer_idx"
+            "grouped_attention: int(module.layer_idx) → module.layer_idx",
+            "grouped_attention: int(module.layer_idx) → module.layer_idx (2)",
         ],
         SAME_SHAPE: [
             "grouped_attention: query → key (7)",
@@ -310,7 +311,10 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
         "a disabled autocast does not read its format": [
             "autocast: dtype if reduced else None → dtype"
         ],
-        "of one thing the first is the last": ["View.logps: 0 → -1"],
+        "of one thing the first is the last": [
+            "View.logps: 0 → -1",
+            "View.logps_behind: 0 → -1",
+        ],
         COST: [
             "View._layout_of: window is None or self._layout == 'padded' → window is None",
             "View._layout_of: 'padded' → 'padded_'",

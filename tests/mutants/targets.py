@@ -63,8 +63,9 @@ TARGETS = (
         ("predict", "_linear_gap", "_capped_gap"),
     ),
     Target("models.noise", ("test_noise",)),
-    Target("models.grouped_attention", MODELS),
-    Target("models.attention_plan", MODELS),
+    Target("models.grouped_attention", (*MODELS, "test_kept_prompts", "test_view_edges")),
+    Target("models.attention_plan", (*MODELS, "test_kept_prompts")),
+    Target("models.kept_prompts", ("test_view_edges",)),
     # What empty micro-batches and ZeRO ask of a view besides is tested in several processes.
     Target(
         "models.view",
@@ -73,6 +74,7 @@ TARGETS = (
             "View.__init__",
             "View.features",
             "View.logps",
+            "View.logps_behind",
             "View.logps_entropy",
             "View.logps_mean",
             "View.scores",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from unittest import mock
@@ -11,7 +12,11 @@ import torch
 from model_cases import architecture, make_batch, random_model
 from transformers import BertConfig, BertModel
 
+from alignlab.data.group import NONE, TokenGroup
+from alignlab.data.pack import flatten
+from alignlab.models.attention_plan import Lead
 from alignlab.models.heads import ScalarHead
+from alignlab.models.kept_prompts import KeptPrompts, states_behind
 from alignlab.models.noise import EmbeddingNoise
 from alignlab.models.view import View, autocast
 
@@ -107,6 +112,86 @@ def plain(temperature=1.0):
 
 def close(found, wanted, atol=1e-5):
     torch.testing.assert_close(found, wanted, rtol=0, atol=atol)
+
+
+def behind():
+    """The prompts of `BATCH`, with the completions of their neighbours."""
+    prompts = [BATCH.input_ids[slice(*span.prompt)].numpy() for span in BATCH.spans]
+    parts = [[BATCH.input_ids[slice(*c)].numpy() for c in s.completions] for s in BATCH.spans]
+    groups = zip(prompts, [*parts[1:], parts[0]], strict=True)
+    return flatten([TokenGroup(p, tuple(c), NONE, row=0, id="") for p, c in groups])
+
+
+def test_completions_behind_the_prompts_that_a_pass_kept():
+    mine, other, kept = view(), behind(), KeptPrompts()
+    close(mine.logps(BATCH, keep=kept), mine.logps(BATCH), atol=0)
+    assert kept.spans == BATCH.spans
+    states, index = states_behind(llama(), other, kept)
+    tokens = sum(end - start for span in other.spans for start, end in span.completions)
+    assert states.shape == (len(other.spans) + tokens, 8)
+    close(states.index_select(0, index), mine.features(other).at_targets)
+    close(mine.logps_behind(other, kept), mine.logps(other))
+    engine = SimpleNamespace(run=lambda compute: compute() + 1, predictors={})
+    through = View("reward", llama(), None, "grouped", torch.float32, engine)
+    close(through.logps_behind(other, kept), mine.logps(other) + 1)
+    # All of it passes where nothing was kept, or the layout is another.
+    shapes = []
+    for of, where in ((mine, kept), (mine, KeptPrompts()), (view(layout="padded"), kept)):
+        with mock.patch.object(llama().model, "forward", wraps=llama().model.forward) as passes:
+            close(of.logps_behind(other, where), mine.logps(other))
+            shapes.append(tuple(passes.call_args_list[0].kwargs["input_ids"].shape))
+    assert shapes == [(1, tokens), (1, other.tokens), (len(other.lengths), 6)]
+
+
+def test_only_flat_passes_over_text_alone_keep_prompts():
+    ways = {
+        "padded": lambda kept: view(layout="padded").logps(BATCH, keep=kept),
+        "noise": lambda kept: view().logps(BATCH, keep=kept, noise=EmbeddingNoise(3.0, (1, 2, 3))),
+    }
+    for name, way in ways.items():
+        kept = KeptPrompts()
+        way(kept)
+        assert (kept.states, kept.keys_values) == (None, {}), name
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    for kind, keeps in (("dynamic", False), ("longrope", False), ("yarn", True), (None, True)):
+        kept = KeptPrompts()
+        with mock.patch.object(llama().config, "rope_parameters", {**rope, "rope_type": kind}):
+            assert bool(kept.arguments(llama(), BATCH)) is keeps
+        nested = {"full_attention": {**rope, "rope_type": kind}, "sliding_attention": rope}
+        with mock.patch.object(llama().config, "rope_parameters", nested):
+            assert bool(kept.arguments(llama(), BATCH)) is keeps
+    with mock.patch.object(llama().config, "rope_parameters", None):
+        assert KeptPrompts().arguments(llama(), BATCH)
+    assert KeptPrompts().arguments(llama(), replace(BATCH, images=("cat",))) == {}
+    with mock.patch("alignlab.models.kept_prompts.lead_of", return_value=Lead(2)):
+        assert KeptPrompts().arguments(llama(), BATCH) == {}
+
+
+def test_behind_kept_prompts_stand_the_same_prompts():
+    kept = KeptPrompts()
+    with pytest.raises(ValueError, match="No prompts were kept"):
+        states_behind(llama(), BATCH, kept)
+    view().logps(BATCH, keep=kept)
+    other = make_batch(((3, (2,)), (2, (3,)), (2, (4,))))
+    with pytest.raises(ValueError, match=r"\[3, 2, 2\] tokens behind kept ones of \[3, 1, 2\]"):
+        states_behind(llama(), other, kept)
+
+
+def test_a_pass_behind_kept_prompts_remembers_no_cast_and_has_no_gradient():
+    mine, kept, seen = view(dtype=torch.bfloat16), KeptPrompts(), []
+    mine.logps(BATCH, keep=kept)
+    real = llama().model.forward
+
+    def watched(*args, **named):
+        cached = torch.is_autocast_cache_enabled()
+        seen.append((torch.is_autocast_enabled("cpu"), cached, torch.is_grad_enabled()))
+        return real(*args, **named)
+
+    with mock.patch.object(llama().model, "forward", watched):
+        found = mine.logps_behind(behind(), kept)
+    assert seen == [(True, False, False)]
+    assert found.dtype == torch.float32
+    assert 1e-5 < (found - view().logps(behind())).abs().max() < 0.3
 
 
 @pytest.mark.parametrize("layout", ["grouped", "padded"])
@@ -217,9 +302,9 @@ def test_the_layout_reaches_the_pass(layout):
 
     asked, real = [], module.hidden_states
 
-    def watched(model, batch, chosen, noise):
+    def watched(model, batch, chosen, *others):
         asked.append(chosen)
-        return real(model, batch, chosen, noise)
+        return real(model, batch, chosen, *others)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "hidden_states", watched)
