@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Rotary embeddings that turn a token by an angle that also depends on the longest row beside it.
-_OF_LENGTH = ("dynamic", "longrope")
+_OF_LENGTH = frozenset(("dynamic", "longrope"))
 
 
 @dataclass
@@ -36,15 +36,16 @@ class KeptPrompts:
 
     keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by layer: all T
     spans: tuple[GroupSpan, ...] = ()
+    tokens: int = 0  # T
     states: Tensor | None = None  # (G, H) at the last token of every prompt
 
     def arguments(self, model: PreTrainedModel, batch: FlatBatch) -> dict[str, Any]:
         """Arguments with which a pass over the flat ``batch`` keeps its keys and values."""
         rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
         kinds = {of.get("rope_type") for of in (rope, *rope.values()) if isinstance(of, dict)}
-        if batch.images or lead_of(model) != NO_LEAD or kinds & {*_OF_LENGTH}:
+        if batch.images or lead_of(model) != NO_LEAD or kinds & _OF_LENGTH:
             return {}
-        self.spans = batch.spans
+        self.spans, self.tokens = batch.spans, batch.tokens
         return {KEEP: self.keys_values}
 
     def take(self, hidden: Tensor) -> None:
@@ -72,23 +73,23 @@ def states_behind(
     if there != here:
         raise ValueError(f"Prompts of {here} tokens behind kept ones of {there}.")
     device = batch.input_ids.device
-    own = np.concatenate([np.arange(*one) for span in batch.spans for one in span.completions])
+    parts = [part for span in batch.spans for part in span.completions]
+    own = np.concatenate([np.arange(start, end) for start, end in parts])
     place = np.zeros(batch.tokens, dtype=np.int64)
     place[[span.prompt[1] - 1 for span in batch.spans]] = np.arange(len(batch.spans))
     place[own] = len(batch.spans) + np.arange(len(own))
     tokens = torch.from_numpy(own).to(device)
-    total = next(iter(kept.keys_values.values()))[0].shape[2]
-    plan = plan_behind(kept.spans, total, batch.spans, str(device))
+    plan = plan_behind(kept.spans, kept.tokens, batch.spans, str(device))
     backbone: Any = decoder_of(model)
     hidden = backbone(
-        input_ids=batch.input_ids.index_select(0, tokens)[None],
-        position_ids=batch.position_ids.index_select(0, tokens)[None],
+        input_ids=batch.input_ids[None, tokens],
+        position_ids=batch.position_ids[None, tokens],
         attention_mask=placeholder_mask(device),
         use_cache=False,
         **{PLAN: plan, LEAD: kept.keys_values},
     )[0][0]
-    states = torch.cat([kept.states.to(hidden.dtype), hidden])
-    return states, torch.from_numpy(place).to(device).index_select(0, batch.predictor_index)
+    states = torch.cat([kept.states, hidden])
+    return states, torch.from_numpy(place).to(device)[batch.predictor_index]
 
 
 def _lengths(spans: tuple[GroupSpan, ...]) -> list[int]:

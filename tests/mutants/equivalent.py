@@ -286,6 +286,26 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
             " → reduced and value.shape[2] <= 384"
         ],
     },
+    "models.kept_prompts": {
+        CPU: [
+            "states_behind: torch.from_numpy(own).to(device) → torch.from_numpy(own)",
+            "states_behind: torch.from_numpy(place).to(device) → torch.from_numpy(place)",
+            "states_behind: str(device) → device",
+        ],
+        NEVER_READ: [
+            "states_behind: np.zeros(batch.tokens, dtype=np.int64)"
+            " → np.ones(batch.tokens, dtype=np.int64)",
+        ],
+        COST: [
+            "states_behind: backbone(…) without attention_mask=placeholder_mask(device)",
+            "states_behind: backbone(…) without use_cache=False",
+            "states_behind: False → True",
+        ],
+        "of one thing the first is the last": [
+            "states_behind: 0 → -1",
+            "states_behind: 0 → -1 (2)",
+        ],
+    },
     "models.attention_plan": {
         "a row of its own has a key for every query": ["_two_sided: row.queries → row.keys"],
         "a number of numpy is an integer to whoever reads it here": [

@@ -125,7 +125,14 @@ def behind():
 def test_completions_behind_the_prompts_that_a_pass_kept():
     mine, other, kept = view(), behind(), KeptPrompts()
     close(mine.logps(BATCH, keep=kept), mine.logps(BATCH), atol=0)
-    assert kept.spans == BATCH.spans
+    assert (kept.spans, kept.tokens) == (BATCH.spans, BATCH.tokens)
+    nothing = KeptPrompts()
+    nothing.take(torch.ones(BATCH.tokens, 8))
+    assert (nothing.states, nothing.spans, nothing.tokens) == (None, (), 0)
+    kept.take(torch.ones(BATCH.tokens, 8, requires_grad=True))
+    assert not kept.states.requires_grad
+    assert torch.equal(kept.states, torch.ones(3, 8))
+    mine.logps(BATCH, keep=kept)
     states, index = states_behind(llama(), other, kept)
     tokens = sum(end - start for span in other.spans for start, end in span.completions)
     assert states.shape == (len(other.spans) + tokens, 8)
@@ -160,6 +167,14 @@ def test_only_flat_passes_over_text_alone_keep_prompts():
         nested = {"full_attention": {**rope, "rope_type": kind}, "sliding_attention": rope}
         with mock.patch.object(llama().config, "rope_parameters", nested):
             assert bool(kept.arguments(llama(), BATCH)) is keeps
+        nested = dict(reversed(nested.items()))
+        with mock.patch.object(llama().config, "rope_parameters", nested):
+            assert bool(kept.arguments(llama(), BATCH)) is keeps
+    decoder = SimpleNamespace(rope_parameters={**rope, "rope_type": "dynamic"})
+    found = lambda _, decoder=False: texts[decoder]  # noqa: E731
+    texts = {True: decoder, False: llama().config}
+    with mock.patch.object(type(llama().config), "get_text_config", found):
+        assert KeptPrompts().arguments(llama(), BATCH) == {}
     with mock.patch.object(llama().config, "rope_parameters", None):
         assert KeptPrompts().arguments(llama(), BATCH)
     assert KeptPrompts().arguments(llama(), replace(BATCH, images=("cat",))) == {}
