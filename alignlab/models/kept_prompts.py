@@ -31,7 +31,8 @@ class KeptPrompts:
     """What one pass over a flat batch leaves for others; nothing, where its prompts do not fit.
 
     They fit where the pass was over the flat batch as it is (*grouped*), with text alone, and with
-    nothing before the prompts. No gradient flows back from what is computed behind them.
+    nothing before the prompts; under gradient checkpointing, which holds no keys, none are kept
+    either. No gradient flows back from what is computed behind them.
     """
 
     keys_values: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by layer: all T
@@ -43,7 +44,8 @@ class KeptPrompts:
         """Arguments with which a pass over the flat ``batch`` keeps its keys and values."""
         rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
         kinds = {of.get("rope_type") for of in (rope, *rope.values()) if isinstance(of, dict)}
-        if batch.images or lead_of(model) != NO_LEAD or kinds & _OF_LENGTH:
+        again = model.training and model.is_gradient_checkpointing
+        if again or batch.images or lead_of(model) != NO_LEAD or kinds & _OF_LENGTH:
             return {}
         self.spans, self.tokens = batch.spans, batch.tokens
         return {KEEP: self.keys_values}

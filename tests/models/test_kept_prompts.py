@@ -127,6 +127,7 @@ def test_of_a_training_backbone(tmp_path: Any, rank: int | None, checkpointing: 
     with backbone.view("policy") as view:
         kept = KeptPrompts()
         loss = view.logps(one, keep=kept).sum()
+        assert (kept.states is None) == checkpointing
         found = view.logps_behind(other, kept)
         with torch.no_grad():
             torch.testing.assert_close(found, view.logps(other), rtol=1e-5, atol=1e-5)

@@ -178,6 +178,12 @@ def test_only_flat_passes_over_text_alone_keep_prompts():
     with mock.patch.object(llama().config, "rope_parameters", None):
         assert KeptPrompts().arguments(llama(), BATCH)
     assert KeptPrompts().arguments(llama(), replace(BATCH, images=("cat",))) == {}
+    for training in (True, False):
+        for again in (True, False):
+            asked = SimpleNamespace(
+                config=llama().config, training=training, is_gradient_checkpointing=again
+            )
+            assert bool(KeptPrompts().arguments(asked, BATCH)) is not (training and again)
     with mock.patch("alignlab.models.kept_prompts.lead_of", return_value=Lead(2)):
         assert KeptPrompts().arguments(llama(), BATCH) == {}
 
