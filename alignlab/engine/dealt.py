@@ -129,6 +129,16 @@ class Dealt:
             found += self.workers.whole(self.read(view, mine, read))
         return found
 
+    def numbers(
+        self,
+        view: str,
+        groups: Sequence[TokenGroup],
+        read: Callable[[View, FlatBatch], Sequence[float]],
+    ) -> Tensor:
+        """`shared`, of one number per completion: (C,) float32, in order, on the device."""
+        found = [number for group in self.shared(view, groups, read) for number in group]
+        return torch.tensor(found, dtype=torch.float32, device=self.workers.device)
+
     def logps(
         self, view: str, mine: Sequence[TokenGroup], temperature: float = 1.0
     ) -> list[list[np.ndarray]]:

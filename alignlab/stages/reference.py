@@ -126,6 +126,4 @@ def completion_sums(
         found: list[float] = segment_sum(logps, batch.target_completion, batch.completions).tolist()
         return found
 
-    workers = engine.workers()
-    found = Dealt(backbone, workers, engine.budget).shared(view, groups, read)
-    return torch.tensor([*chain(*found)], dtype=torch.float32, device=workers.device)
+    return Dealt(backbone, engine.workers(), engine.budget).numbers(view, groups, read)

@@ -280,15 +280,9 @@ def scores_of(
     backbone: Backbone, view: str, groups: Sequence[TokenGroup], engine: Engine
 ) -> Tensor:
     """Scores (C,) of all completions of ``groups``, in order, without gradients."""
-    from itertools import chain
-
-    import torch
-
     from alignlab.engine.dealt import Dealt, scalars
 
-    workers = engine.workers()
-    found = Dealt(backbone, workers, engine.budget).shared(view, groups, scalars)
-    return torch.tensor([*chain(*found)], dtype=torch.float32, device=workers.device)
+    return Dealt(backbone, engine.workers(), engine.budget).numbers(view, groups, scalars)
 
 
 def pair_accuracy(

@@ -151,6 +151,23 @@ def test_a_job_that_the_scheduler_ends_does_not_requeue_itself(tmp_path: Path) -
     assert not (tmp_path / "scontrol").exists()
 
 
+@pytest.mark.parametrize(("ended", "code"), [(True, 85), (False, 127)])
+def test_a_code_that_bash_forgets_is_that_of_an_interruption(
+    tmp_path: Path, ended: bool, code: int
+) -> None:
+    """Only where the stage was told to end: a missing Python gives 127, too."""
+    forgets = tmp_path / "forgets.sh"
+    forgets.write_text('wait() { builtin wait "$@"; kill -0 "$1" 2> /dev/null || return 127; }')
+    waits = WAITS if ended else "raise SystemExit(85)"
+    job = Job(tmp_path, f"exec {sys.executable} -c '{waits}'")
+    process = job.start(BASH_ENV=str(forgets))
+    if ended:
+        job.wait_for("ready")
+        os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=20) == code
+    assert not (tmp_path / "scontrol").exists()
+
+
 def test_a_stage_is_not_requeued_for_ever(tmp_path: Path) -> None:
     assert Job(tmp_path, "exit 85").run(SLURM_RESTART_COUNT="2") == 85
     assert not (tmp_path / "scontrol").exists()

@@ -145,9 +145,9 @@ def test_soft_prompts_have_the_same_states(technique, batch, cache) -> None:
 def test_a_view_computes_with_it_up_to_the_window(batch, monkeypatch) -> None:
     taken = []
 
-    def states(model, batch, layout, noise=None):
+    def states(model, batch, layout, *others):
         taken.append(layout)
-        return hidden_states(model, batch, layout, noise)
+        return hidden_states(model, batch, layout, *others)
 
     monkeypatch.setattr("alignlab.models.view.hidden_states", states)
     longest = attention_plan(batch.spans, "cpu").longest

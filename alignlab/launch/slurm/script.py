@@ -55,6 +55,10 @@ wait "$stage"
 code=$?
 # 138, death by USR1: it was asked before it could listen, and had nothing to save yet.
 if [ "$code" = 138 ]; then code={interrupted}; fi
+# Bash (5.2) forgets the code of a stage that ends while a signal is handled, about once in 1,000.
+if [ -n "$asked$ended" ] && {{ [ "$code" -lt 0 ] || [ "$code" = 127 ]; }}; then
+    code={interrupted}
+fi
 if [ "$code" = {interrupted} ] && [ -z "$ended" ]; then
     if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ]; then
         echo "[slurm] interrupted with its state saved: requeued"
