@@ -1,9 +1,8 @@
 """One backbone, many views: policy, reference, reward and value of a stage.
 
-With an adapter rank the views are adapters on a single frozen base, so memory is one base whatever
-their number; without one they are separate models. A view is active from the start of its forward
-pass to the end of its backward pass, and views do not nest: with gradient checkpointing a switch in
-between would recompute with the wrong adapter and give wrong gradients without an error.
+With an adapter rank the views are adapters on one frozen base in memory; without one they are
+separate models. A view is active from the start of its forward pass to the end of its backward
+pass, and views do not nest: gradient checkpointing would recompute with the wrong adapter.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from alignlab.models.bodies import VIEW_FILE, Base, Bodies, Change, Changing, bo
 from alignlab.models.dropout import ResidualDropout, add_residual_dropout
 from alignlab.models.heads import FILE as HEAD_FILE
 from alignlab.models.heads import ScalarHead
+from alignlab.models.joint_adapters import joint_adapters
 from alignlab.models.layout import chosen_layout
 from alignlab.models.load import BackboneConfig, resolve, set_modes
 from alignlab.models.sharding import Placing, Sharding, elements, engine_for, gathered, sharding_of
@@ -224,7 +224,8 @@ class Backbone:
         model.train(self._training and self._trainable[name])
         self._active = name
         try:
-            with nullcontext() if engine else self.whole(name), autocast(self.device, self.dtype):
+            whole = nullcontext() if engine else self.whole(name)
+            with whole, autocast(self.device, self.dtype), joint_adapters(model):
                 yield View(name, model, heads.get(name), self.layout[0], self.dtype, engine)
         finally:
             self._active = None
@@ -249,8 +250,7 @@ class Backbone:
         self._known(name)
         found = self._bodies.parameters(name)
         if name in self._heads and self._trainable[name]:
-            head = self._heads[name].named_parameters()
-            found = found | {f"head.{key}": parameter for key, parameter in head}
+            found = found | {f"head.{n}": p for n, p in self._heads[name].named_parameters()}
         return found
 
     def parameter_counts(self, name: str) -> tuple[int, int]:

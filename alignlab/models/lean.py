@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alignlab.models.joint_adapters import Member, lora_layer, product_dtype
+
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -32,13 +34,16 @@ def lean_layers(model: nn.Module) -> Iterator[int]:
     """
     layers = [layer for module in _outermost(model) if (layer := _layer(module)) is not None]
     watch = _Watch(layers)
+    before = [vars(layer.module).get("forward") for layer in layers]
     try:
         for layer in layers:
             layer.module.forward = watch.forward(layer)
         yield len(layers)
     finally:
-        for layer in layers:
+        for layer, own in zip(layers, before, strict=True):
             vars(layer.module).pop("forward", None)  # the class's own again
+            if own is not None:
+                layer.module.forward = own
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,36 +96,21 @@ def _outermost(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _layer(module: Any) -> _Layer | None:
-    if "forward" in vars(module):
-        return None
+    if not isinstance(vars(module).get("forward"), Member | None):
+        return None  # somebody else's
     if type(module) is nn.Linear:
-        return _Layer(module, module, _dtype(module.weight))
-    from peft.tuners.lora import Linear
-
-    if type(module) is not Linear or module.merged or module.disable_adapters:
+        return _Layer(module, module, product_dtype(module.weight))
+    if (layer := lora_layer(module)) is None:
         return None
-    layer: Any = module  # peft's annotations say Tensor of what is a mapping or a method
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
-    base = layer.base_layer
-    ups = [layer.lora_B[name] for name in active]
-    biased = any(up.bias is not None for up in ups)
-    varied = any(name in layer.lora_variant for name in active)
-    if not active or varied or biased or type(base) is not nn.Linear:
-        return None
-    dtype = _dtype(base.weight)
-    scaled = [up.weight.detach() * layer.scaling[n] for n, up in zip(active, ups, strict=True)]
+    dtype = product_dtype(layer.base.weight)
+    scaled = [up.detach() * scale for _, up, scale in layer.factors]
     return _Layer(
-        layer,
-        base,
+        layer.module,
+        layer.base,
         dtype,
-        torch.cat([layer.lora_A[name].weight.detach() for name in active]).to(dtype),
+        torch.cat([down.detach() for down, *_ in layer.factors]).to(dtype),
         torch.cat(scaled, dim=1).to(dtype).T.contiguous(),
     )
-
-
-def _dtype(weight: Tensor) -> torch.dtype:
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 class _Watch:

@@ -30,6 +30,7 @@ from stage_lab import (
     weights,
 )
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
 from alignlab.data.order import step_rows
 from alignlab.engine.state import TrainState
@@ -649,7 +650,10 @@ def test_gradient_checkpointing_with_an_adapter_switch(lora_chain: Chain) -> Non
     runs = []
     for on in (False, True):
         stage, inputs = lora_chain.online("ppo", backbone__gradient_checkpointing=on)
-        runs.append(lora_chain.lab.run(stage, inputs))
+        try:
+            runs.append(lora_chain.lab.run(stage, inputs))
+        except CheckpointError as error:  # torch sees it where the layers of views differ
+            raise AssertionError("recomputed with another adapter") from error
     assert largest_difference(*map(weights, runs)) < 1e-5
     assert largest_difference(weights(runs[0]), weights(lora_chain.sft)) > 1e-3
 

@@ -323,8 +323,8 @@ def test_rollouts_scored_with_dropout(lora_chain: Chain, monkeypatch: pytest.Mon
 )
 @catches(
     "alignlab.models.backbone",
-    "self.whole(name), autocast(self.device, self.dtype):",
-    "self.whole(name), autocast(self.device, torch.float32):",
+    "with whole, autocast(self.device, self.dtype), ",
+    "with whole, autocast(self.device, torch.float32), ",
 )
 def test_sampling_in_another_dtype(
     chain: Chain, caught: Caught, monkeypatch: pytest.MonkeyPatch
