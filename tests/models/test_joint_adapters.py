@@ -4,42 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lora_cases import adapted, llama, stirred
 from peft import LoraConfig, get_peft_model
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertModel
 
 from alignlab.models.joint_adapters import joint_adapters
 from alignlab.models.lean import lean_layers
 
 IDS = torch.tensor([[3, 7, 11, 2, 30], [5, 5, 9, 1, 0]])
-
-
-def adapted(base, **options):
-    settings = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "lora_dropout": 0.0}
-    found = get_peft_model(base, LoraConfig(**{**settings, **options}))
-    return stirred(found)
-
-
-def stirred(found):
-    with torch.no_grad():
-        for name, parameter in found.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.3)
-    return found
-
-
-def llama():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attention_bias=True,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(config)
 
 
 def bert():
@@ -111,7 +83,7 @@ def test_in_bfloat16_both_are_as_near_to_float32():
 
 def test_one_product_of_first_factors_for_what_reads_one_tensor():
     lora = adapted(llama())
-    plain, joint = products(lora), 0
+    plain = products(lora)
     with joint_adapters(lora):
         joint = products(lora)
     # Of a block's seven layers: W, A and B each, of which A is one for q, k, v and one for gate,

@@ -6,31 +6,14 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from lora_cases import adapted, llama
+from peft import LoraConfig
 
 from alignlab.models.lean import lean_layers
 
 
 def model(**options):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attention_bias=True,
-        initializer_range=0.2,
-    )
-    settings = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "lora_dropout": 0.0}
-    found = get_peft_model(LlamaForCausalLM(config), LoraConfig(**{**settings, **options})).eval()
-    with torch.no_grad():
-        for name, parameter in found.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.3)
-    return found
+    return adapted(llama(), **options).eval()
 
 
 IDS = torch.tensor([[3, 7, 11, 2, 30], [5, 5, 9, 1, 0]])
