@@ -122,14 +122,18 @@ def said(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_shares_give_the_weights_of_one_process(trained: Path, record_property: Any) -> None:
-    """Every stage; adapters, all weights, averages, the best weights, bfloat16, offload."""
-    largest = 0.0
+    """Every stage; adapters, all weights, averages, the best weights, bfloat16, offload.
+
+    In bfloat16, two computations of the same (the adapters' products are peft's under ZeRO 3, and
+    joint in one process) differ by less than either differs from float32.
+    """
+    largest, rounding = 0.0, largest_gap(run_of(trained, "lora"), run_of(trained, "bf16"))
     for case in [*TOGETHER, SINGLE]:
         one, two = run_of(trained, case.name.split("z")[0]), run_of(trained, case)
         exact = case.dtype == "float32"
         gap = largest_gap(one, two)
         largest = max(largest, gap if exact else 0.0)
-        assert gap < (1e-5 if exact else 2e-2), case
+        assert gap < (1e-5 if exact else rounding), case
         mine, theirs = said(one), said(two)
         assert (theirs["steps"], theirs["best"]) == (mine["steps"], mine["best"]), case
         assert theirs["counts"] == mine["counts"], case
@@ -138,7 +142,7 @@ def test_shares_give_the_weights_of_one_process(trained: Path, record_property: 
         assert len(rows[0]) == len(rows[1]) == STEPS + 2
         for first, second in zip(*rows, strict=True):
             for key in first.keys() & {"loss", "grad_norm", "nll"}:
-                expected = pytest.approx(first[key], rel=1e-5 if exact else 2e-2, abs=1e-6)
+                expected = pytest.approx(first[key], rel=1e-5 if exact else 3e-2, abs=1e-6)
                 assert second[key] == expected, (case, key)
     record_property("measured", f"largest relative difference {largest:.0e}")
     assert max(row["grad_norm"] for row in Run(run_of(trained, "full")).metrics("train")) > 0.5
