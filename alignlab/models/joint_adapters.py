@@ -94,8 +94,7 @@ def _groups(module: nn.Module) -> Iterator[list[LoRALayer]]:
     for layer in found.values():
         yield [layer]
     for child in children.values():
-        if not hasattr(child, "base_layer"):
-            yield from _groups(child)
+        yield from _groups(child)
 
 
 def _joins(module: nn.Module) -> LoRALayer | None:
@@ -161,7 +160,7 @@ class _Adapted(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         downs, ups = factors[: len(factors) // 2], iter(factors[len(factors) // 2 :])
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
-        ctx.adapters, ctx.like, ctx.format = adapters, (x.shape, x.dtype), factors[0].dtype
+        ctx.adapters, ctx.shape, ctx.format = adapters, x.shape, factors[0].dtype
         down = torch.cat(downs).to(dtype)  # (R, in), all adapters of all layers
         inner = flat @ down.t()  # (T, R)
         scaled = [torch.cat([next(ups) * s for _, s in own], 1).to(dtype) for own in adapters]
@@ -169,27 +168,23 @@ class _Adapted(torch.autograd.Function):
         outputs: list[Tensor] = []
         parts = inner.split([up.shape[1] for up in scaled], 1)
         for weight, (_, bias), up, part in zip(weights, bases, scaled, parts, strict=True):
-            out = nn.functional.linear(flat, weight, None if bias is None else bias.to(dtype))
+            out = nn.functional.linear(flat, weight, bias)
             outputs.append(out.addmm_(part, up.t()).view(*x.shape[:-1], len(weight)))
         ctx.save_for_backward(flat, inner, down, *scaled, *weights)
-        ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         flat, inner, down, *rest = ctx.saved_tensors
         ups, weights = rest[: len(grads)], rest[len(grads) :]
-        shape, dtype = ctx.like
         d_x: Tensor | None = None
         d_parts: list[Tensor] = []
         d_ups: list[Tensor] = []
         parts = inner.split([up.shape[1] for up in ups], 1)
         layers = zip(grads, ups, weights, parts, ctx.adapters, strict=True)
         for grad, up, weight, part, own in layers:
-            if grad is None:  # nothing came of this layer
-                grad = flat.new_zeros(*shape[:-1], len(weight))
-            d_out = grad.reshape(-1, len(weight)).to(flat.dtype)
+            d_out = grad.reshape(-1, len(weight))
             d_parts.append(d_out @ up)
             d_up = (d_out.t() @ part).split([rank for rank, _ in own], 1)
             d_ups += [d.to(ctx.format).mul_(s) for d, (_, s) in zip(d_up, own, strict=True)]
@@ -197,7 +192,7 @@ class _Adapted(torch.autograd.Function):
                 d_x = d_out @ weight if d_x is None else d_x.addmm_(d_out, weight)
         d_inner = torch.cat(d_parts, 1)
         ranks = [rank for own in ctx.adapters for rank, _ in own]
-        d_downs = (d_inner.t() @ flat).to(ctx.format).split(ranks)
+        d_downs = (d_inner.t() @ flat).split(ranks)
         if d_x is not None:
-            d_x = d_x.addmm_(d_inner, down).to(dtype).view(shape)
+            d_x = d_x.addmm_(d_inner, down).view(ctx.shape)
         return (d_x, None, None, None, *d_downs, *d_ups)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+
+import peft
 import pytest
 import torch
 from lora_cases import adapted, llama, stirred
 from peft import LoraConfig, get_peft_model
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from alignlab.models.joint_adapters import joint_adapters
 from alignlab.models.lean import lean_layers
@@ -49,6 +52,11 @@ def assert_same(found, expected, tolerance):
         assert off <= tolerance, f"{name}: {off:.1e}"
 
 
+@pytest.mark.conformance(
+    "equivalence",
+    "adapters computed together",
+    "outputs and gradients are those of peft's layers, to 1e-5 in float32",
+)
 @pytest.mark.parametrize(
     ("base", "modules", "layers"),
     [
@@ -81,14 +89,21 @@ def test_in_bfloat16_both_are_as_near_to_float32():
         assert off[1] < 1.3 * off[0] + 0.01, (name, off)
 
 
-def test_one_product_of_first_factors_for_what_reads_one_tensor():
-    lora = adapted(llama())
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        # Of a block's seven layers: W, A and B each, of which A is one for q, k, v and one for
+        # gate, up. The head is one product in both.
+        (llama, (2 * 21 + 1, 2 * 18 + 1)),
+        # Six layers and the pooler; A is one for query, key, value.
+        (bert, (2 * 18 + 3, 2 * 16 + 3)),
+    ],
+)
+def test_one_product_of_first_factors_for_what_reads_one_tensor(base, expected):
+    lora = adapted(base())
     plain = products(lora)
     with joint_adapters(lora):
-        joint = products(lora)
-    # Of a block's seven layers: W, A and B each, of which A is one for q, k, v and one for gate,
-    # up. The head is one product in both.
-    assert (plain, joint) == (2 * 21 + 1, 2 * 18 + 1)
+        assert (plain, products(lora)) == expected
 
 
 def products(model):
@@ -139,13 +154,14 @@ def test_several_active_adapters_of_unlike_rank_add_up():
         assert_same(run(lora), plain, 1e-5)
 
 
-def test_no_gradient_is_made_for_a_frozen_adapter():
+@pytest.mark.parametrize("frozen", ["q_proj", "v_proj"])
+def test_no_gradient_is_made_for_a_frozen_adapter(frozen):
     lora = adapted(llama())
     for name, parameter in lora.named_parameters():
-        if "q_proj" in name:
+        if frozen in name:
             parameter.requires_grad_(False)
     plain = run(lora)
-    assert not any("q_proj" in name for name in plain[1])
+    assert not any(frozen in name for name in plain[1])
     with joint_adapters(lora):
         assert_same(run(lora), plain, 1e-5)
         with torch.no_grad():
@@ -179,7 +195,7 @@ class Apart(torch.nn.Module):
         return torch.cat([parts[name]() for name in order], -1)
 
 
-@pytest.mark.parametrize("order", ["qk", "kq", "qkq", "q"])
+@pytest.mark.parametrize("order", ["qk", "kq", "qkq", "qq", "q"])
 def test_names_may_promise_too_much(order):
     config = LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"])
     model = stirred(get_peft_model(Apart(), config))
@@ -215,13 +231,78 @@ def test_what_is_more_than_a_low_rank_update_is_left_to_peft():
     lora = adapted(llama())
     with lora.disable_adapter(), joint_adapters(lora) as layers:
         assert layers == 0
+    lora.merge_adapter()
+    with joint_adapters(lora) as layers:
+        assert layers == 0
+    lora.unmerge_adapter()
+    with joint_adapters(lora) as layers:
+        assert layers == 14
     for parameter in lora.parameters():
         parameter.requires_grad_(True)  # a trained base needs gradients of its own
     with joint_adapters(lora) as layers:
         assert layers == 0
-    lora.merge_adapter()
+
+
+class Louder(peft.tuners.lora.Linear):
+    """A LoRA layer that computes something else."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_layers_of_other_kinds_are_left_as_they_are():
+    config = GPT2Config(vocab_size=40, n_embd=32, n_layer=1, n_head=2)
+    lora = adapted(GPT2Model(config), target_modules=["c_attn", "wte"], fan_in_fan_out=True)
     with joint_adapters(lora) as layers:
-        assert layers == 0
+        assert layers == 0  # GPT-2's layers are transposed, and an embedding is none
+    lora = adapted(llama())
+    block = lora.base_model.model.model.layers[0].mlp
+    block.up_proj.__class__ = Louder
+    block.gate_proj.forward = forward = lambda x: x  # somebody else's
+    with joint_adapters(lora) as layers:
+        assert layers == 12
+        assert block.gate_proj.forward is forward
+        assert "forward" not in vars(block.up_proj)
+    assert block.gate_proj.forward is forward
+
+
+def test_layers_of_no_active_adapter_are_left_to_peft():
+    lora = adapted(llama(), target_modules=["q_proj", "v_proj"])
+    lora.add_adapter("more", LoraConfig(r=3, target_modules=["v_proj"]))
+    stirred(lora)
+    lora.base_model.set_adapter(["more"])
+    plain = run(lora)
+    with joint_adapters(lora) as layers:
+        assert layers == 2
+        assert_same(run(lora), plain, 1e-5)
+
+
+def test_no_layer_stays_as_it_was():
+    lora = adapted(llama())
+    with joint_adapters(lora):
+        own = [name for name, module in lora.named_modules() if "forward" in vars(module)]
+    assert len(own) == 14
+
+
+def test_nothing_is_kept_from_one_pass_to_the_next():
+    lora = adapted(llama())
+    read = []
+    mlp = lora.base_model.model.model.layers[0].mlp
+    hook = mlp.register_forward_pre_hook(lambda _, given: read.append(weakref.ref(given[0])))
+    with joint_adapters(lora), torch.no_grad():
+        lora(IDS)
+        assert read.pop()() is None
+    hook.remove()
+
+
+def test_a_scale_is_no_second_rounding():
+    """The gradient of B is the product's, in bfloat16, times s = 1.5 in float32."""
+    lora = adapted(llama())
+    with joint_adapters(lora):
+        grads = run(lora, torch.bfloat16)[1]
+    for name, grad in grads.items():
+        if "lora_B" in name:
+            assert torch.equal(grad / 1.5, (grad / 1.5).bfloat16().float()), name
 
 
 def test_weights_that_deepspeed_shards_are_left_where_its_hooks_bring_them():

@@ -286,6 +286,21 @@ EQUIVALENT: dict[str, dict[str, list[str]]] = {
             " → reduced and value.shape[2] <= 384"
         ],
     },
+    "models.joint_adapters": {
+        SAME_SHAPE: [
+            "_computed: 0 → -1",
+            "_Adapted.forward: 0 → 1",
+            "_Adapted.forward: 0 → -1",
+        ],
+        COST: [
+            "_groups: SIBLINGS → SIBLINGS * 2",
+            "_Adapted.backward: always ctx.needs_input_grad[0]",
+        ],
+        "spares the import of peft where nothing is adapted": [
+            "lora_layer: never not hasattr(module, 'base_layer')",
+            "lora_layer: hasattr(module, 'base_layer') → module",
+        ],
+    },
     "models.kept_prompts": {
         CPU: [
             "states_behind: torch.from_numpy(own).to(device) → torch.from_numpy(own)",

@@ -66,6 +66,7 @@ TARGETS = (
     Target("models.grouped_attention", (*MODELS, "test_kept_prompts", "test_view_edges")),
     Target("models.attention_plan", (*MODELS, "test_kept_prompts")),
     Target("models.kept_prompts", ("test_view_edges",)),
+    Target("models.joint_adapters", ("test_joint_adapters",)),
     # What empty micro-batches and ZeRO ask of a view besides is tested in several processes.
     Target(
         "models.view",
