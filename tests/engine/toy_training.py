@@ -181,6 +181,8 @@ def main(folder: str, mode: str) -> None:
         (run.path / "result.json").write_text(
             json.dumps([result.steps, result.tokens, state.num_processes])
         )
+    if state.num_processes > 1:  # threads of gloo may abort an interpreter that winds down
+        state.destroy_process_group()
 
 
 def _without_memory(work: ToyWork):
@@ -200,4 +202,4 @@ if __name__ == "__main__":
         main(*sys.argv[1:])
     except AlignlabError as error:
         print(error, file=sys.stderr, flush=True)
-        os._exit(error.exit_code)  # threads of gloo may abort an interpreter that winds down
+        os._exit(error.exit_code)  # they may as well, and the group may be broken
