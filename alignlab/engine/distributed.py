@@ -118,6 +118,11 @@ def _start(device: str, threads: int | None, deterministic: bool) -> Workers:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # read at the first product of the process
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KEPT_PRODUCTS)
+    if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Both keep the group that is there at their import in default arguments for ever, so that
+        # gloo's threads would outlive it, and one may abort an interpreter that winds down.
+        import deepspeed  # noqa: F401
+        import torch.distributed.nn.functional
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=GROUP_SECONDS))
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[patience])
     if accelerator.num_processes > 1:

@@ -5,6 +5,7 @@ The rows of a step are a function of (seed, step); micro-batches may be cut at w
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -139,30 +140,39 @@ class ToyWork:
         self.memory = state["memory"]
 
 
+def no_gloo_left() -> None:
+    """A thread of gloo that lives on may abort the interpreter while it winds down."""
+    tasks = Path("/proc/self/task")
+    names = [(task / "comm").read_text().strip() for task in tasks.iterdir()]
+    left = [name for name in names if "gloo" in name]
+    assert not left, left  # on stderr: the exit code says nothing any more
+
+
 def main(folder: str, mode: str) -> None:
     """Train; ``slow`` takes its time, so that the parent can send a signal."""
-    torch.set_num_threads(1)
-    from accelerate import PartialState
-
-    state = PartialState(cpu=True)
+    atexit.register(no_gloo_left)  # called after the engine's own, which ends the group
+    workers = engine().workers()
+    if workers.world > 1:  # what other libraries import at some time, each with the group at hand
+        import deepspeed  # noqa: F401
+        from torch.distributed.nn import functional  # noqa: F401
     slow = mode == "slow"
     many = mode.startswith("many")
     views = ["policy", "value"] if many else ["policy"]
     if many:  # 11 micro-batches: 6 on the first process, 5 on the second, which has all of "value"
-        world = (state.process_index, state.num_processes)
+        world = (workers.rank, workers.world)
         work = ToyWork(batch=10, micro=1, views=views, world=world)
         work.loss = _without_memory(work)  # type: ignore[method-assign]
     else:
         work = ToyWork()
-    if mode == "many stop" and state.process_index == 1:  # one process alone gets the signal
+    if mode == "many stop" and workers.rank == 1:  # one process alone gets the signal
         calls = iter(range(1, 1000))
         work.before_loss = lambda _: next(calls) == 14 and os.kill(os.getpid(), signal.SIGTERM)
-    if mode == "many nan" and state.process_index == 1:  # one process alone has a bad batch
+    if mode == "many nan" and workers.rank == 1:  # one process alone has a bad batch
         work.targets = work.targets * float("nan")
     if slow:
         work.before_loss = lambda _: time.sleep(0.05)
     # Fresh weights may differ between processes; the loop begins with those of the first.
-    backbone = ToyBackbone(*views, seed=state.process_index, dropout=0.2 if not many else 0.0)
+    backbone = ToyBackbone(*views, seed=workers.rank, dropout=0.2 if not many else 0.0)
     run = Run(Path(folder))
     result = train(
         work,
@@ -176,13 +186,11 @@ def main(folder: str, mode: str) -> None:
         evaluate=lambda: {"zero": 0.0},
         evaluate_every=7,
     )
-    if state.is_main_process:
+    if workers.is_main:
         torch.save(backbone.weights(), run.path / "weights.pt")
         (run.path / "result.json").write_text(
-            json.dumps([result.steps, result.tokens, state.num_processes])
+            json.dumps([result.steps, result.tokens, workers.world])
         )
-    if state.num_processes > 1:  # threads of gloo may abort an interpreter that winds down
-        state.destroy_process_group()
 
 
 def _without_memory(work: ToyWork):
@@ -202,4 +210,4 @@ if __name__ == "__main__":
         main(*sys.argv[1:])
     except AlignlabError as error:
         print(error, file=sys.stderr, flush=True)
-        os._exit(error.exit_code)  # they may as well, and the group may be broken
+        os._exit(error.exit_code)  # threads of gloo may abort an interpreter that winds down
