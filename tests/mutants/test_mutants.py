@@ -116,8 +116,27 @@ def test_the_score_tells_survivors_from_the_dead(toy, monkeypatch):
     equivalent = {("countdown", "n > 0 → n <= 0"): "no", ("countdown", "1 → 0"): "no"}
     score = hunt(module, [Check("three", check)], equivalent)
     assert [s.split(": ", 1)[1] for s in score.survivors] == []
-    assert set(score.dead_equivalents) == {"countdown: n > 0 → n <= 0", "countdown: 1 → 0"}
+    dead = [named.split("\n")[0] for named in score.dead_equivalents]
+    assert set(dead) == {"countdown: n > 0 → n <= 0", "countdown: 1 → 0"}
+    assert any("stopped by the clock" in named for named in score.dead_equivalents)
     assert "countdown: drop n -= 1" in score.endless
     assert "countdown: n > 0 → n >= 0" in score.dead
     blind = hunt(module, [Check("blind", lambda: module.countdown(0))], {})
     assert "line 3, countdown: never n > 0" in blind.survivors
+
+
+def test_one_slow_moment_kills_no_mutant(toy, monkeypatch):
+    """A check that is slow once, as on a busy machine, is asked again; one that always is, dies."""
+    monkeypatch.setattr("hunt.SECONDS", (0.05, 0.05))
+    module = toy("def f():\n    return 1\n")
+    asked = []
+
+    def check():
+        asked.append(module.f())
+        slow = asked.count(2) == 1 or asked[-1] == 0
+        while slow:
+            pass
+
+    score = hunt(module, [Check("slow once", check)], {("f", "1 → 2"): "no", ("f", "1 → 0"): "no"})
+    assert score.equivalent == ["f: 1 → 2"]
+    assert score.dead_equivalents == ["f: 1 → 0\n    RunsForEver: stopped by the clock, twice"]
