@@ -6,15 +6,14 @@ Everything is against the plain definition; nothing here builds a transformer.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
+from counting import Counting
 from test_grouped_attention import by_definition
 from torch.nn.functional import scaled_dot_product_attention as sdpa
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignlab.models import attention_plan as planning
 from alignlab.models import grouped_attention as ga
@@ -114,23 +113,6 @@ def test_every_choice_of_what_is_trained_gets_its_gradient(trained, scale, chunk
         strict=True,
     ):
         close(mine, other)
-
-
-class Counting(TorchDispatchMode):
-    """Matrix products, scatters (one per chunk of gradients) and the rows of logits at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-        self.rows: list[int] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        name = "mm" if name == "addmm" else name
-        self.calls[name] += 1
-        if name == "logsumexp":
-            self.rows.append(len(args[0]))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(
